@@ -1,0 +1,236 @@
+//! The way up: one turn of the loop, and what each completion of the kernel means for its operation.
+//!
+//! The one unsafe block counts bytes of a buffer as written because the kernel said so.
+#![allow(unsafe_code)]
+
+use std::io;
+
+use super::op::{State, Work};
+use super::seam::{Cqe, Ring};
+use super::{BELL, CANCEL, Queued, Uring};
+use crate::backend::{Completion, Handle, Outcome, ReadBuf, TURN_COMPLETIONS_MAX, cancelled, fill, sockets};
+
+/// Boxes of finished sends that are kept.
+const SPARE_SENDS_MAX: usize = 256;
+
+impl<R: Ring> Uring<R> {
+    /// See `Backend::turn`. The order: stock the buffer ring, then arm what waited for it; submit before waiting, and
+    /// wait only when nothing at all is to be reported.
+    pub(super) fn take_turn(&mut self, deadline_ns: u64, out: &mut Vec<Completion>) -> io::Result<()> {
+        self.rang = false;
+        self.refill();
+        let starving = self.feed_hungry();
+        let hungry = self.hungry.len();
+        let may_wait = deadline_ns > 0 && !starving && !self.ring.has_resolved();
+        // Bounded: each round pushes something or is the last.
+        loop {
+            let pushed = self.push_chunk();
+            self.reap()?;
+            // A receive that has just run out of slabs has not asked to be woken for one: that is the next turn's start.
+            let nothing_to_do = self.ready.is_empty() && !self.rang && self.hungry.len() == hungry;
+            let wait = may_wait && !pushed.more && nothing_to_do;
+            if wait || self.ring.needs_enter() {
+                self.note_overflow();
+                self.counters.syscalls += 1;
+                self.ring.enter(wait.then_some(deadline_ns))?;
+                self.reap()?;
+            }
+            if !pushed.more || pushed.count == 0 || self.ready.len() >= TURN_COMPLETIONS_MAX {
+                break;
+            }
+        }
+        let before = out.len();
+        self.ring.resolved(out);
+        let count = self.ready.len().min(TURN_COMPLETIONS_MAX);
+        out.extend(self.ready.drain(..count));
+        self.counters.completions += (out.len() - before) as u64;
+        if self.ready.is_empty() {
+            for key in self.dead.drain(..) {
+                self.conns.remove(key);
+            }
+        }
+        Ok(())
+    }
+
+    fn note_overflow(&mut self) {
+        let overflowed = self.ring.has_overflowed();
+        if overflowed && !self.overflowed {
+            self.counters.cq_overflows += 1;
+        }
+        self.overflowed = overflowed;
+    }
+
+    /// Handles the completions that are there, as long as the shard has room for what they mean.
+    fn reap(&mut self) -> io::Result<()> {
+        let room = TURN_COMPLETIONS_MAX.saturating_sub(self.ready.len());
+        let mut reaped = std::mem::take(&mut self.reaped);
+        self.ring.reap(room, &mut reaped);
+        let mut result = Ok(());
+        for cqe in reaped.drain(..) {
+            result = result.and(self.on_cqe(cqe));
+        }
+        self.reaped = reaped;
+        result
+    }
+
+    fn on_cqe(&mut self, cqe: Cqe) -> io::Result<()> {
+        match cqe.user_data {
+            BELL => {
+                self.ring.silence();
+                self.rang = true;
+                if !cqe.more {
+                    self.queue.push_back(Queued::Bell);
+                }
+                return Ok(());
+            }
+            // Whether it found its target shows in the target's own completion.
+            CANCEL => return Ok(()),
+            _ => {}
+        }
+        let (key, serial) = ((cqe.user_data & u64::from(u32::MAX)) as usize, (cqe.user_data >> 32) as u32);
+        let Some(op) = self.ops.get(key).filter(|op| op.serial == serial && op.state == State::Armed) else {
+            return Err(io::Error::other("io_uring completed an operation that it does not have"));
+        };
+        match &op.work {
+            Work::Recv => return self.on_recv(key, cqe),
+            Work::Accept => self.on_accept(key, cqe),
+            Work::Send(_) => self.on_send(key, cqe.result),
+            Work::Connect(_) => self.on_connect(key, cqe.result),
+            Work::Read(..) | Work::RecvInto(_) => self.on_received_once(key, cqe.result),
+        }
+        Ok(())
+    }
+
+    fn on_recv(&mut self, key: usize, cqe: Cqe) -> io::Result<()> {
+        let (token, closing) = {
+            let op = &self.ops[key];
+            (op.token, self.conns[op.conn].closing)
+        };
+        if let Some(slab) = cqe.slab {
+            if cqe.result > 0 {
+                let len = cqe.result as usize;
+                if usize::from(slab) >= self.pool.slabs().total || len > self.pool.spare_bytes(slab) {
+                    // The position of the data would be a guess.
+                    return Err(io::Error::other("io_uring reported more received bytes than the buffer had room for"));
+                }
+                let lease = self.pool.lease(slab, len);
+                if !closing {
+                    self.complete(token, Outcome::Received(lease));
+                }
+            }
+            if !cqe.slab_more {
+                self.pool.release(slab);
+                self.slabs_in_ring -= 1;
+            }
+        }
+        if cqe.more {
+            return Ok(());
+        }
+        match cqe.result {
+            0 => self.finish(key, |_| Outcome::RecvEnded(Ok(()))),
+            result if result == -libc::ENOBUFS => {
+                self.counters.enobufs += 1;
+                if self.ops[key].cancelled {
+                    self.fail(key, cancelled());
+                } else {
+                    self.ops[key].state = State::Hungry;
+                    self.hungry.push_back((key, self.ops[key].serial));
+                }
+            }
+            result if result > 0 || is_not_now(result) => self.go_on(key),
+            result => self.fail(key, error_of(result)),
+        }
+        Ok(())
+    }
+
+    fn on_accept(&mut self, key: usize, cqe: Cqe) {
+        let op = &self.ops[key];
+        let (token, closing) = (op.token, self.conns[op.conn].closing);
+        if cqe.result >= 0 {
+            let socket = self.ring.adopt(cqe.result);
+            // Without an address the peer has left already; it is dropped here.
+            if let (false, Ok(peer)) = (closing, self.ring.peer(&socket)) {
+                let conn = self.insert(socket, false, false);
+                self.complete(token, Outcome::Accepted { conn, peer });
+            }
+        }
+        if cqe.more {
+            return;
+        }
+        let error = error_of(cqe.result);
+        if cqe.result >= 0 || is_not_now(cqe.result) || sockets::is_passing_accept_error(&error) {
+            self.go_on(key);
+        } else {
+            self.fail(key, error);
+        }
+    }
+
+    fn on_send(&mut self, key: usize, result: i32) {
+        let op = &mut self.ops[key];
+        let Work::Send(sending) = &mut op.work else { return };
+        if result > 0 {
+            sending.sent += result as usize;
+        }
+        let error = match result {
+            _ if sending.sent >= sending.total => None,
+            0 => Some(io::Error::from(io::ErrorKind::WriteZero)),
+            result if result > 0 || is_not_now(result) => return self.go_on(key),
+            result => Some(error_of(result)),
+        };
+        let mut spare = None;
+        self.finish(key, |work| {
+            let Work::Send(mut sending) = work else { unreachable!("checked above") };
+            let outcome = sending.ended(error);
+            spare = Some(sending);
+            outcome
+        });
+        if self.spare_sends.len() < SPARE_SENDS_MAX {
+            self.spare_sends.extend(spare);
+        }
+    }
+
+    fn on_connect(&mut self, key: usize, result: i32) {
+        let conn = self.ops[key].conn;
+        let outcome = match (result, &self.conns[conn].socket) {
+            (0, Some(socket)) => self.ring.connected(socket),
+            (result, _) => Err(error_of(result)),
+        };
+        self.finish(key, |_| Outcome::Connected(outcome.map(|peer| (Handle(conn as u32), peer))));
+    }
+
+    fn on_received_once(&mut self, key: usize, result: i32) {
+        if is_not_now(result) {
+            return self.go_on(key);
+        }
+        if result < 0 {
+            return self.fail(key, error_of(result));
+        }
+        let len = result as usize;
+        self.finish(key, |work| match work {
+            Work::Read(bytes, _) => Outcome::Read(Ok(ReadBuf::new(*bytes, len))),
+            Work::RecvInto(mut buffer) => {
+                // SAFETY: the kernel has written `len` bytes to the spare capacity that the request pointed at.
+                unsafe { fill::append_written(&mut buffer, len) };
+                Outcome::Filled { buffer, result: Ok(len) }
+            }
+            other => other.failed(io::Error::from(io::ErrorKind::InvalidData)),
+        });
+    }
+
+    /// An operation that the kernel ended though it is not done: ends here if that is wanted, else goes on.
+    fn go_on(&mut self, key: usize) {
+        if self.ops[key].cancelled {
+            self.fail(key, cancelled());
+        } else {
+            self.rearm(key);
+        }
+    }
+}
+
+fn is_not_now(result: i32) -> bool {
+    result == -libc::EINTR || result == -libc::EAGAIN
+}
+
+fn error_of(result: i32) -> io::Error {
+    if result == -libc::ECANCELED { cancelled() } else { io::Error::from_raw_os_error(-result) }
+}

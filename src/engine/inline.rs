@@ -1,0 +1,102 @@
+//! The engine without a thread: one shard that the application's own thread steps. Not `Send`; whoever holds it drives it.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::{EngineError, EngineInfo, EngineOptions, OpenError};
+use crate::backend;
+use crate::log::Appender;
+use crate::protocol::{Identity, Rng};
+use crate::shard::{Command, Port, Shard, SocketConfig, SocketId, SocketIds, SocketShared, Turn};
+
+/// See the module's documentation. Clones share the shard.
+#[derive(Clone)]
+pub(crate) struct InlineEngine {
+    inner: Rc<Inner>,
+}
+
+struct Inner {
+    shard: RefCell<Shard>,
+    ports: Arc<[Arc<Port>]>,
+    ids: Arc<SocketIds>,
+    info: EngineInfo,
+    spin_ns: u64,
+}
+
+impl InlineEngine {
+    pub(super) fn open(options: EngineOptions) -> Result<InlineEngine, EngineError> {
+        let selected = backend::open(&options.backend).map_err(EngineError::Backend)?;
+        let port = Arc::new(Port::new(16, options.sockets_max));
+        let info =
+            EngineInfo { backend: selected.backend.kind(), reason: selected.reason, shards: 0, inline: true };
+        info.log();
+        let seed = Rng::from_system().next_u64();
+        let shard = RefCell::new(Shard::new(selected.backend, port.clone(), 0, seed));
+        let ids = Arc::new(SocketIds::new(options.sockets_max));
+        Ok(InlineEngine {
+            inner: Rc::new(Inner { shard, ports: Arc::new([port]), ids, info, spin_ns: options.spin_ns }),
+        })
+    }
+
+    pub(crate) fn info(&self) -> &EngineInfo {
+        &self.inner.info
+    }
+
+    pub(crate) fn open_socket(
+        &self,
+        identity: Identity,
+        config: SocketConfig,
+    ) -> Result<(Arc<SocketShared>, Appender), OpenError> {
+        let (shared, appender, mut readers) = super::open(&self.inner.ids, self.inner.ports.clone(), identity, config)?;
+        if let Some(reader) = readers.pop() {
+            self.command(Command::Open(shared.clone(), reader));
+        }
+        Ok((shared, appender))
+    }
+
+    pub(crate) fn command(&self, command: Command) {
+        self.inner.shard.borrow_mut().command(command);
+    }
+
+    /// Queues what the socket's log holds for its links; it goes out with the next turn.
+    pub(crate) fn flush(&self, id: SocketId) {
+        self.inner.shard.borrow_mut().flush(id);
+    }
+
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.inner.shard.borrow().now_ns()
+    }
+
+    pub(crate) fn next_deadline_ns(&self) -> u64 {
+        self.inner.shard.borrow().next_deadline_ns()
+    }
+
+    /// Steps the shard once; waits until `deadline_ns` at most for something to happen (0: not at all).
+    pub(crate) fn turn(&self, deadline_ns: u64) -> Result<Turn, EngineError> {
+        let mut shard = self.inner.shard.borrow_mut();
+        let result = if deadline_ns == 0 || self.inner.spin_ns == 0 {
+            shard.turn(deadline_ns != 0, deadline_ns)
+        } else {
+            spin(&mut shard, deadline_ns, self.inner.spin_ns)
+        };
+        result.map_err(|error| {
+            shard.abandon();
+            EngineError::Backend(error)
+        })
+    }
+}
+
+/// Looks for work for a while before it waits.
+fn spin(shard: &mut Shard, deadline_ns: u64, spin_ns: u64) -> std::io::Result<Turn> {
+    let until_ns = shard.now_ns().saturating_add(spin_ns).min(deadline_ns);
+    loop {
+        let turn = shard.turn(false, 0)?;
+        if turn != Turn::Idle {
+            return Ok(turn);
+        }
+        if shard.now_ns() >= until_ns {
+            return shard.turn(true, deadline_ns);
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The engine owns the threads that sockets live on: N shards, each with a reactor of its own ([`Engine`]), or no thread at all
+//! ([`inline`]: the application's thread drives). It decides which backend, how threads are pinned and when they sleep, and it knows
+//! nothing of messages.
+
+pub(crate) mod inline;
+mod options;
+mod thread;
+
+use std::sync::{Arc, OnceLock};
+
+use crate::log::{self, Appender, LogOptions};
+use crate::protocol::{Identity, Rng};
+use crate::shard::{Command, KIB, Phase, Port, SocketConfig, SocketIds, SocketShared};
+
+pub use options::{EngineBuilder, EngineError, EngineInfo};
+pub(crate) use options::EngineOptions;
+
+/// Payloads of at least this many bytes that come as [`Bytes`](bytes::Bytes) are kept by reference.
+const SHARE_FROM_BYTES: usize = 16 * KIB;
+/// Bytes of one chunk of a socket's log: what one send takes.
+const CHUNK_BYTES: usize = 256 * KIB;
+/// Requests that wait for a shard at most; more make their callers yield.
+const COMMANDS_MAX: usize = 1024;
+
+/// The threads that any number of [`Socket`](crate::Socket)s share. Clones are handles to the same engine; it ends when the last
+/// handle and the last socket on it are gone and what they sent has drained.
+///
+/// ```
+/// use aiomsg_uring::{Backend, Engine, Socket};
+///
+/// let engine = Engine::builder().backend(Backend::Auto).shards(1).build()?;
+/// println!("{} because {}", engine.info().backend, engine.info().reason);
+/// let socket = Socket::builder().engine(&engine).build()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    ports: Arc<[Arc<Port>]>,
+    ids: Arc<SocketIds>,
+    info: EngineInfo,
+}
+
+impl Engine {
+    /// Settings, to begin with the defaults.
+    pub fn builder() -> EngineBuilder {
+        EngineBuilder::default()
+    }
+
+    /// An engine with all defaults: one shard, the best backend there is.
+    pub fn new() -> Result<Engine, EngineError> {
+        Engine::builder().build()
+    }
+
+    /// The engine that sockets live on which were not given one: all defaults, started at its first use, never stopped.
+    pub fn global() -> Result<Engine, EngineError> {
+        static GLOBAL: OnceLock<Engine> = OnceLock::new();
+        if let Some(engine) = GLOBAL.get() {
+            return Ok(engine.clone());
+        }
+        // Two threads may both start one; the second's ends unused.
+        let engine = Engine::new()?;
+        Ok(GLOBAL.get_or_init(|| engine).clone())
+    }
+
+    /// Which backend was chosen, and why.
+    pub fn info(&self) -> &EngineInfo {
+        &self.inner.info
+    }
+
+    pub(super) fn start(options: EngineOptions) -> Result<Engine, EngineError> {
+        let ports: Arc<[Arc<Port>]> =
+            (0..options.shards).map(|_| Arc::new(Port::new(COMMANDS_MAX, options.sockets_max))).collect();
+        let mut seeds = Rng::from_system();
+        let mut chosen = None;
+        for (index, port) in ports.iter().enumerate() {
+            match thread::spawn(index as u32, port.clone(), &options, seeds.next_u64()) {
+                Ok(started) => chosen = Some(started),
+                Err(error) => {
+                    for started in &ports[..index] {
+                        let _ = started.command(Command::Stop);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let (backend, reason) = chosen.ok_or(EngineError::NoShards)?;
+        let info = EngineInfo { backend, reason, shards: options.shards, inline: false };
+        info.log();
+        Ok(Engine { inner: Arc::new(Inner { ports, ids: Arc::new(SocketIds::new(options.sockets_max)), info }) })
+    }
+
+    /// Opens a socket on all shards.
+    pub(crate) fn open(&self, identity: Identity, config: SocketConfig) -> Result<(Arc<SocketShared>, Appender), OpenError> {
+        let ports = self.inner.ports.clone();
+        let (shared, appender, readers) = open(&self.inner.ids, ports.clone(), identity, config)?;
+        for (port, reader) in ports.iter().zip(readers) {
+            port.command(Command::Open(shared.clone(), reader)).map_err(|_| OpenError::EngineStopped)?;
+        }
+        Ok((shared, appender))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for port in self.ports.iter() {
+            let _ = port.command(Command::Stop);
+        }
+    }
+}
+
+/// Why a socket could not be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OpenError {
+    TooManySockets(usize),
+    EngineStopped,
+}
+
+/// What is the same for engines with threads and without.
+fn open(
+    ids: &Arc<SocketIds>,
+    ports: Arc<[Arc<Port>]>,
+    identity: Identity,
+    config: SocketConfig,
+) -> Result<(Arc<SocketShared>, Appender, Vec<log::Reader>), OpenError> {
+    let taken = ids.take().map_err(OpenError::TooManySockets)?;
+    let options = LogOptions {
+        chunk_bytes: CHUNK_BYTES.min(config.log_bytes_max / 4),
+        limit_bytes: config.log_bytes_max,
+        share_from_bytes: SHARE_FROM_BYTES,
+    };
+    let (appender, readers) = log::open(options, ports.len());
+    let shared = Arc::new(SocketShared::new(taken, identity, config, appender.handle(), ports));
+    debug_assert_eq!(shared.phase(), Phase::Open);
+    Ok((shared, appender, readers))
+}

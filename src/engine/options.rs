@@ -1,0 +1,167 @@
+//! What can be set about an engine, and what it says about itself.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::Engine;
+use super::inline::InlineEngine;
+use crate::backend::{BackendOptions, Choice, Kind, PoolOptions};
+use crate::shard::nanos;
+
+/// Settings of an [`Engine`] or an [`inline::Engine`](crate::inline::Engine).
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct EngineBuilder {
+    options: EngineOptions,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct EngineOptions {
+    pub(crate) backend: BackendOptions,
+    pub(crate) shards: usize,
+    pub(crate) pin: bool,
+    pub(crate) spin_ns: u64,
+    pub(crate) sockets_max: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions { backend: BackendOptions::default(), shards: 1, pin: false, spin_ns: 0, sockets_max: 4096 }
+    }
+}
+
+impl EngineBuilder {
+    /// Which backend; by default io_uring if its self-test succeeds, else readiness. The environment variable `AIOMSG_BACKEND`
+    /// (`uring` or `poll`) decides where this is [`Choice::Auto`].
+    pub fn backend(mut self, choice: Choice) -> Self {
+        self.options.backend.choice = choice;
+        self
+    }
+
+    /// Reactor threads, at least 1 (default 1). One moves millions of messages a second; more help when there are cores to spare
+    /// and links enough to share out. An inline engine has none and ignores this.
+    pub fn shards(mut self, shards: usize) -> Self {
+        self.options.shards = shards.max(1);
+        self
+    }
+
+    /// Pins each reactor to a core of its own (default off). For machines where those cores are set apart: two pinned processes
+    /// that know nothing of each other take the same cores. Without effect if there are not more cores than shards.
+    pub fn pin(mut self, pin: bool) -> Self {
+        self.options.pin = pin;
+        self
+    }
+
+    /// How long a reactor, or an inline engine that waits, looks for work before it sleeps (default 0). Saves the 10 to 20
+    /// microseconds of a wake-up and costs a core.
+    pub fn spin(mut self, spin: Duration) -> Self {
+        self.options.spin_ns = nanos(spin);
+        self
+    }
+
+    /// Receive slabs of each shard (default 32); with [`slab_bytes`](Self::slab_bytes) the memory that received bytes are lent
+    /// from: 8 MiB a shard by default, of which only what is used becomes resident.
+    pub fn slabs(mut self, slabs: usize) -> Self {
+        self.options.backend.pool.slab_count = slabs.clamp(2, 32 * 1024);
+        self
+    }
+
+    /// Bytes of one receive slab (default 256 KiB): the most that one receive takes.
+    pub fn slab_bytes(mut self, bytes: usize) -> Self {
+        self.options.backend.pool.slab_bytes = bytes.clamp(4096, 64 << 20);
+        self
+    }
+
+    /// Sockets that may live on the engine at once (default 4096, 16 bytes each).
+    pub fn sockets_max(mut self, sockets: usize) -> Self {
+        self.options.sockets_max = sockets.max(1);
+        self
+    }
+
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When a forced backend is not to be had, a thread cannot be started, or memory or descriptors run out.
+    pub fn build(self) -> Result<Engine, EngineError> {
+        Engine::start(self.with_environment()?)
+    }
+
+    pub(crate) fn open_inline(self) -> Result<InlineEngine, EngineError> {
+        InlineEngine::open(self.with_environment()?)
+    }
+
+    fn with_environment(self) -> Result<EngineOptions, EngineError> {
+        let mut options = self.options;
+        if options.backend.choice == Choice::Auto
+            && let Ok(name) = std::env::var("AIOMSG_BACKEND")
+        {
+            options.backend.choice = match name.as_str() {
+                "uring" => Choice::Uring,
+                "poll" => Choice::Poll,
+                "auto" | "" => Choice::Auto,
+                _ => return Err(EngineError::UnknownBackend(name)),
+            };
+        }
+        debug_assert!(options.backend.pool != PoolOptions { slab_count: 0, ..options.backend.pool });
+        Ok(options)
+    }
+}
+
+/// What an engine runs on.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct EngineInfo {
+    /// The backend in use.
+    pub backend: Kind,
+    /// Why that one, in words for an operator.
+    pub reason: String,
+    /// Reactor threads; 0 for an inline engine.
+    pub shards: usize,
+    /// Whether the application's own thread drives it.
+    pub inline: bool,
+}
+
+impl EngineInfo {
+    /// Says it in the log.
+    pub(super) fn log(&self) {
+        tracing::info!(backend = %self.backend, reason = %self.reason, shards = self.shards, "engine started");
+    }
+}
+
+/// Why an engine did not start, or cannot go on.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The backend could not be opened, or broke.
+    Backend(std::io::Error),
+    /// A thread could not be started.
+    Thread(std::io::Error),
+    /// `AIOMSG_BACKEND` names no backend.
+    UnknownBackend(String),
+    /// An engine without shards.
+    NoShards,
+}
+
+impl fmt::Display for EngineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Backend(error) => write!(f, "the I/O backend does not work: {error}"),
+            Self::Thread(error) => {
+                write!(f, "a reactor thread cannot be started: {error}; look at the limits of processes and memory")
+            }
+            Self::UnknownBackend(name) => {
+                write!(f, "AIOMSG_BACKEND is {name:?}: set it to uring, poll or auto, or unset it")
+            }
+            Self::NoShards => f.write_str("an engine needs at least one shard"),
+        }
+    }
+}
+
+impl std::error::Error for EngineError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Backend(error) | Self::Thread(error) => Some(error),
+            _ => None,
+        }
+    }
+}

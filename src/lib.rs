@@ -1,0 +1,37 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The layers
+//!
+//! ```text
+//! socket   the public API: builder, async and blocking calls, streams, events, counters
+//! engine   owns the threads: N shards, or none (inline)
+//! shard    one reactor and all it owns: links, listeners, dialers, timers, its part of each socket
+//!   |-- protocol    frames, handshake, heartbeat, routing: no descriptor, clock or thread
+//!   |-- log         what was sent: chunks, cursors, a byte budget
+//!   |-- transport   what a byte stream is wrapped in
+//!   |-- queue       paths between threads, and the doorbell
+//!   |-- backend     completion-shaped I/O: uring or poll
+//! ```
+//!
+//! A row imports only from rows below it; the five lowest do not know each other and meet in `shard`.
+
+mod backend;
+mod engine;
+mod log;
+mod protocol;
+mod queue;
+mod shard;
+mod socket;
+mod transport;
+
+pub use backend::{Address, Choice as Backend, Kind as BackendKind};
+pub use engine::{Engine, EngineBuilder, EngineError, EngineInfo};
+pub use protocol::{Identity, IdentityError};
+pub use shard::{
+    DeliveryGuarantee, DisconnectReason, DropCause, Event, RejectReason, SendMode, SocketId, Stats, UnknownName,
+};
+pub use socket::{
+    Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Events, IdentityMessages,
+    Messages, Payload, Payloads, RecvError, SendError, Socket, SocketBuilder, Søcket, TryRecvError, TrySendError,
+    WaitError, blocking, inline,
+};

@@ -1,0 +1,173 @@
+//! The list of live chunks, the memory budget, and what appender and readers share.
+//!
+//! Invariants, all kept under the list's lock:
+//! - `live` is never empty; its last chunk is the writer's, the only one not yet followed. So under the lock the tail
+//!   of the log is always a frame boundary.
+//! - Memory accounted (blocks in any state, plus payloads by reference that are live) is at most `limit_bytes`.
+//! - A chunk leaves `live` only when all of it is below the low-water mark of every reader that has cursors, or,
+//!   while no cursor exists, below the floor of the backlog.
+//! - A block goes from `lingering` to `free` only when the list alone refers to it.
+//!
+//! Called by `appender` when it needs memory and by `reader` to fetch chunks, join and leave; never per message.
+//! It never waits: who finds no room is told so.
+
+use super::chunk::{Block, Chunk};
+use super::sync::{Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
+use super::{Cursor, Full, LogOptions};
+use crossbeam_utils::CachePadded;
+use std::collections::VecDeque;
+
+/// A low-water mark of a reader that has no cursor.
+pub(super) const NO_CURSOR: u64 = u64::MAX;
+
+/// What the appender, the readers and the handles of one log have in common.
+pub(super) struct Shared {
+    /// As given, made consistent.
+    pub(super) options: LogOptions,
+    /// One per reader, written by that reader alone: all of its cursors are at or beyond it.
+    pub(super) low: Box<[CachePadded<AtomicU64>]>,
+    /// Copy of the list's accounted bytes, for whoever does not want the lock.
+    held_bytes: AtomicUsize,
+    list: Mutex<List>,
+}
+
+impl Shared {
+    /// State of a log whose only chunk is `first`.
+    pub(super) fn new(options: LogOptions, readers: usize, first: Arc<Chunk>) -> Self {
+        let low = (0..readers).map(|_| CachePadded::new(AtomicU64::new(NO_CURSOR))).collect();
+        let list = List {
+            options,
+            live: VecDeque::from([first]),
+            lingering: Vec::new(),
+            free: Vec::new(),
+            blocks: 0,
+            by_reference_bytes: 0,
+            cursors: 0,
+            floor: Cursor::default(),
+        };
+        Self { options, low, held_bytes: AtomicUsize::new(0), list: Mutex::new(list) }
+    }
+
+    /// The list. A panic elsewhere does not make it unusable: every change to it is complete before the lock goes.
+    pub(super) fn lock(&self) -> MutexGuard<'_, List> {
+        self.list.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Bytes accounted, without the lock: may be a moment old.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Takes all that an append needs, or nothing: a block if `block`, and the right to keep `by_reference_bytes`.
+    pub(super) fn take(&self, block: bool, by_reference_bytes: usize) -> Result<Option<Arc<Block>>, Full> {
+        let mut list = self.lock();
+        let low = match list.cursors {
+            0 => list.floor.frame,
+            _ => self.low.iter().map(|low| low.load(Ordering::Acquire)).min().unwrap_or(NO_CURSOR),
+        };
+        list.retire(low);
+        let taken = list.take(block, by_reference_bytes);
+        self.held_bytes.store(list.held_bytes(), Ordering::Relaxed);
+        taken
+    }
+}
+
+/// The chunks of a log and its memory.
+pub(super) struct List {
+    options: LogOptions,
+    /// Chunks that somebody may still fetch, oldest first.
+    live: VecDeque<Arc<Chunk>>,
+    /// Blocks of which at least one chunk has left `live`, but which were still referred to when last looked at.
+    lingering: Vec<Arc<Block>>,
+    /// Blocks that nobody refers to; the last was in use most recently, and goes first because caches know it.
+    free: Vec<Arc<Block>>,
+    /// Blocks allocated, in whatever state.
+    blocks: usize,
+    /// Bytes of live chunks by reference, reserved ones included.
+    by_reference_bytes: usize,
+    /// Cursors in all readers.
+    pub(super) cursors: usize,
+    /// Where the backlog begins; means something only while `cursors` is 0. Aligned.
+    pub(super) floor: Cursor,
+}
+
+impl List {
+    /// Puts the successor of the last chunk behind it.
+    pub(super) fn push(&mut self, chunk: Arc<Chunk>) {
+        debug_assert!(self.live.back().is_some_and(|last| last.end() == chunk.base()));
+        self.live.push_back(chunk);
+    }
+
+    /// Live chunks whose index is at least `index`, oldest first.
+    pub(super) fn chunks_from(&self, index: u64) -> impl Iterator<Item = &Arc<Chunk>> {
+        let first = self.live.front().map_or(0, |chunk| chunk.place().index);
+        let skip = usize::try_from(index.saturating_sub(first)).unwrap_or(usize::MAX);
+        self.live.iter().skip(skip)
+    }
+
+    /// Index of the live chunk that `position` belongs to: the last that begins at or before it.
+    pub(super) fn index_at(&self, position: u64) -> u64 {
+        let at = self.live.partition_point(|chunk| chunk.base() <= position);
+        self.live.get(at.saturating_sub(1)).map_or(0, |chunk| chunk.place().index)
+    }
+
+    /// The end of what is published: a frame boundary, while the list is locked.
+    pub(super) fn tail(&self) -> Cursor {
+        self.live.back().map_or(Cursor::default(), |chunk| super::reader::tail_of(chunk).1)
+    }
+
+    /// Where the oldest chunk ends, if it is finished.
+    pub(super) fn oldest_end(&self) -> Option<u64> {
+        self.live.front().filter(|_| self.live.len() > 1).map(|chunk| chunk.end())
+    }
+
+    /// Index of the last chunk.
+    pub(super) fn index_last(&self) -> u64 {
+        self.live.back().map_or(0, |chunk| chunk.place().index)
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.blocks * self.options.chunk_bytes + self.by_reference_bytes
+    }
+
+    /// Lets go of the chunks that lie wholly below `low`, and collects the blocks that nobody refers to any more.
+    fn retire(&mut self, low: u64) {
+        // Bounded by the number of live chunks; the writer's stays whatever its position.
+        while self.live.len() > 1 && self.live.front().is_some_and(|chunk| chunk.end() <= low) {
+            let Some(chunk) = self.live.pop_front() else { break };
+            if chunk.is_by_reference() {
+                self.by_reference_bytes -= chunk.extent().len as usize;
+            }
+            if let Some(block) = chunk.block() {
+                // Chunks of one block leave one after the other, so looking at the last one finds doubles.
+                if !self.lingering.last().is_some_and(|last| Arc::ptr_eq(last, block)) {
+                    self.lingering.push(Arc::clone(block));
+                }
+            }
+        }
+        let free = &mut self.free;
+        free.extend(self.lingering.extract_if(.., |block| Arc::get_mut(block).is_some()));
+    }
+
+    fn take(&mut self, block: bool, by_reference_bytes: usize) -> Result<Option<Arc<Block>>, Full> {
+        let chunk_bytes = self.options.chunk_bytes;
+        let reused = if block { self.free.pop() } else { None };
+        let allocate = block && reused.is_none();
+        let wanted = by_reference_bytes.saturating_add(if allocate { chunk_bytes } else { 0 });
+        // What free blocks occupy goes back to the allocator if that makes room; the coldest first.
+        let excess = self.held_bytes().saturating_add(wanted).saturating_sub(self.options.limit_bytes);
+        let given_back = excess.div_ceil(chunk_bytes);
+        if given_back > self.free.len() {
+            self.free.extend(reused);
+            return Err(Full);
+        }
+        self.free.drain(..given_back);
+        self.blocks -= given_back;
+        self.by_reference_bytes += by_reference_bytes;
+        if allocate {
+            self.blocks += 1;
+            return Ok(Some(Block::new(chunk_bytes)));
+        }
+        Ok(reused)
+    }
+}

@@ -1,0 +1,192 @@
+//! The log: an append-only list of chunks of finished wire frames, read through cursors, within a byte budget.
+//!
+//! ```text
+//!               own chunk            payload by reference    own chunk (same block)
+//!   | frame | frame | frame | head |       payload        | frame | frame | ...free
+//!       ^                                    ^                            ^
+//!       a cursor, aligned                    a cursor inside a frame      the published tail
+//! ```
+//!
+//! One [`Appender`] writes (one thread at a time), one [`Reader`] per shard reads, each with any number of
+//! [`Cursor`]s. Appending is two copies and one release store; a reader sees it with one acquire load. The lock in the
+//! middle is for memory only: a chunk opened, fetched, joined, left.
+//!
+//! Invariants: a message accepted is read whole and in order by every cursor that had joined before; memory accounted
+//! never exceeds [`Handle::limit_bytes`]; memory that a slice given out by [`Reader::gather`] refers to is not written
+//! again before that slice is dropped. While no cursor exists, what is appended is kept as the backlog, and the first
+//! cursor to join begins there.
+//!
+//! Called by `shard` and `socket`. It never does I/O, reads no clock, starts no thread, and waits for nothing: who
+//! finds it [`Full`] waits outside. Room appears when [`Reader::advance`] or [`Reader::leave`] return true, and when
+//! slices of a cursor that has left are dropped.
+
+mod appender;
+mod chunk;
+mod list;
+#[cfg(all(test, loom))]
+mod models;
+mod reader;
+mod sync;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+pub(crate) use appender::Appender;
+pub(crate) use reader::Reader;
+
+use bytes::Bytes;
+use sync::Arc;
+
+/// Smallest chunk, bytes.
+const CHUNK_BYTES_MIN: usize = 4 << 10;
+/// Largest chunk, bytes: positions inside a chunk are 32 bits.
+const CHUNK_BYTES_MAX: usize = 1 << 30;
+/// A log has room for at least so many chunks: one that is read, one that is written, and as much for payloads.
+const CHUNKS_MIN: usize = 4;
+
+/// Sizes of a log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogOptions {
+    /// Size of a block of memory, bytes; 4 KiB to 1 GiB, and at most a quarter of the limit (else it is made so).
+    /// The first is allocated by the first append.
+    pub(crate) chunk_bytes: usize,
+    /// Most memory that the log accounts for, bytes; at least 16 KiB. All blocks count, those kept for use again
+    /// included, and payloads by reference until every cursor has passed them.
+    pub(crate) limit_bytes: usize,
+    /// `Bytes` payloads of at least so many bytes are kept by reference; below, copying them is cheaper.
+    pub(crate) share_from_bytes: usize,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { chunk_bytes: 256 << 10, limit_bytes: 64 << 20, share_from_bytes: 16 << 10 }
+    }
+}
+
+impl LogOptions {
+    fn made_consistent(self) -> Self {
+        let limit_bytes = self.limit_bytes.max(CHUNKS_MIN * CHUNK_BYTES_MIN);
+        let chunk_bytes = self.chunk_bytes.min(limit_bytes / CHUNKS_MIN).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
+        Self { chunk_bytes, limit_bytes, share_from_bytes: self.share_from_bytes.max(1) }
+    }
+}
+
+/// Opens a log with `readers` readers and no cursor. It allocates no block yet.
+pub(crate) fn open(options: LogOptions, readers: usize) -> (Appender, Vec<Reader>) {
+    let writer = chunk::Writer::empty(chunk::Place::default());
+    let shared = Arc::new(list::Shared::new(options.made_consistent(), readers, Arc::clone(writer.chunk())));
+    let readers = (0..readers).map(|number| Reader::new(Arc::clone(&shared), number)).collect();
+    (Appender::new(writer, shared), readers)
+}
+
+/// No room within the log's limit now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full;
+
+/// A place in the log. It is a plain value: the reader that it joined only counts it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cursor {
+    /// Bytes since the log began.
+    pos: u64,
+    /// Where the frame that `pos` is in begins; equal to `pos` at a boundary.
+    frame: u64,
+    /// Frames that end at or before `frame`.
+    seq: u64,
+}
+
+impl Cursor {
+    /// Bytes since the log began.
+    pub(crate) fn position(self) -> u64 {
+        self.pos
+    }
+
+    /// Whether the cursor is between two frames.
+    pub(crate) fn frame(self) -> u64 {
+        self.frame
+    }
+
+    /// Whether it is on a frame boundary.
+    pub(crate) fn is_aligned(self) -> bool {
+        self.pos == self.frame
+    }
+
+    /// Whole frames before the cursor, since the log began.
+    pub(crate) fn messages(self) -> u64 {
+        self.seq
+    }
+
+    /// The beginning of the frame that the cursor is in; the cursor itself if it is aligned.
+    pub(crate) fn frame_start(self) -> Self {
+        Self { pos: self.frame, ..self }
+    }
+}
+
+/// A whole frame as it lies in the log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Frame<'a> {
+    /// In one piece.
+    Whole(&'a [u8]),
+    /// In two: the payload is by reference.
+    Split {
+        /// Length, type and what else comes before the payload.
+        head: &'a [u8],
+        /// The payload.
+        payload: &'a Bytes,
+    },
+}
+
+/// Tells about a log from anywhere.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    shared: Arc<list::Shared>,
+}
+
+impl Handle {
+    fn new(shared: Arc<list::Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Bytes accounted now: blocks, free ones included, and payloads by reference not yet let go. Lock-free. Chunks
+    /// that all cursors have passed count until the appender next needs memory.
+    pub(crate) fn bytes_held(&self) -> usize {
+        self.shared.held_bytes()
+    }
+
+    /// The most that `bytes_held` can be.
+    pub(crate) fn limit_bytes(&self) -> usize {
+        self.shared.options.limit_bytes
+    }
+
+    /// The largest payload, bytes, that is sure to find room once everything before it was read and dropped.
+    pub(crate) fn payload_bytes_max(&self) -> usize {
+        let room = self.shared.options.limit_bytes - 2 * self.shared.options.chunk_bytes;
+        // A frame's length is 32 bits and counts its type and id.
+        room.min(u32::MAX as usize - 64)
+    }
+
+    /// Frames appended since the log began. Takes the lock.
+    pub(crate) fn messages(&self) -> u64 {
+        self.shared.lock().tail().seq
+    }
+
+    /// Frames kept for the first cursor that joins; 0 while there is a cursor. Takes the lock.
+    pub(crate) fn backlog_messages(&self) -> u64 {
+        let list = self.shared.lock();
+        if list.cursors == 0 { list.tail().seq - list.floor.seq } else { 0 }
+    }
+
+    /// Where the oldest chunk ends, if it is finished: cursors before that hold the memory that the appender waits for. Takes
+    /// the lock.
+    pub(crate) fn oldest_end(&self) -> Option<u64> {
+        self.shared.lock().oldest_end()
+    }
+
+    /// Cursors in all readers. Takes the lock.
+    pub(crate) fn cursors(&self) -> usize {
+        self.shared.lock().cursors
+    }
+
+    /// Readers of the log.
+    pub(crate) fn readers(&self) -> usize {
+        self.shared.low.len()
+    }
+}

@@ -1,0 +1,418 @@
+//! The reading end of a log: one per shard, with any number of cursors.
+//!
+//! Invariants:
+//! - `window` holds consecutive chunks, from the one that the hindmost cursor is in; it is empty without cursors, so
+//!   that an idle reader keeps no memory alive.
+//! - A cursor counts in the last chunk of the window that begins at or before its `frame`. When a successor of the
+//!   last chunk is fetched, the cursors that wait exactly at its beginning move over to it at once; `high` and
+//!   `at_high` are what is needed to know how many those are.
+//! - The low-water mark of this reader is the beginning of the window's first chunk, and only grows while cursors
+//!   exist. It is published after the chunks before it were let go.
+//!
+//! Called by one thread. It takes the list's lock only to fetch the successors of a finished chunk, to join and to
+//! leave. It never writes to chunks and never waits.
+
+use super::appender::frame_bytes;
+use super::chunk::{Chunk, Extent};
+use super::list::{List, NO_CURSOR, Shared};
+use super::sync::{Arc, Ordering};
+use super::{Cursor, Frame};
+use bytes::Bytes;
+use std::collections::VecDeque;
+
+/// Reads a log through cursors.
+pub(crate) struct Reader {
+    shared: Arc<Shared>,
+    /// Which of the log's readers this is.
+    number: usize,
+    window: VecDeque<Held>,
+    /// Cursors joined and not yet left.
+    cursors: usize,
+    /// The furthest frame boundary that a cursor in the window's last chunk has had, or the chunk's beginning.
+    high: u64,
+    /// Cursors at `high`.
+    at_high: u32,
+}
+
+/// A chunk in the window.
+struct Held {
+    chunk: Arc<Chunk>,
+    /// Cursors that count in it.
+    cursors: u32,
+    /// The slice made last: what one link is given, the next hundred mostly ask for as well.
+    memo: Bytes,
+    /// Where in the chunk `memo` begins.
+    memo_from: u32,
+}
+
+impl Held {
+    /// Bytes `from..to` of the chunk, of which `len` are published.
+    fn slice(&mut self, from: u32, to: u32, len: u32) -> Bytes {
+        if self.chunk.is_by_reference() {
+            return self.chunk.slice(from, to);
+        }
+        if from < self.memo_from || to as usize > self.memo_from as usize + self.memo.len() {
+            self.memo = self.chunk.slice(from, len);
+            self.memo_from = from;
+        }
+        self.memo.slice((from - self.memo_from) as usize..(to - self.memo_from) as usize)
+    }
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, number: usize) -> Self {
+        Self { shared, number, window: VecDeque::new(), cursors: 0, high: 0, at_high: 0 }
+    }
+
+    /// A new cursor: at the beginning of the backlog if no reader has a cursor, else at the live tail.
+    pub(crate) fn join(&mut self) -> Cursor {
+        self.join_from(true)
+    }
+
+    /// A new cursor at the live tail; what backlog there is, is given up.
+    pub(crate) fn join_tail(&mut self) -> Cursor {
+        self.join_from(false)
+    }
+
+    /// The cursor `at` goes. If it was the last of all readers, the backlog begins at its frame. True if that let go
+    /// of chunks: there may be room for appends now.
+    pub(crate) fn leave(&mut self, at: Cursor) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let mut list = shared.lock();
+        self.uncount(at.frame);
+        self.cursors -= 1;
+        list.cursors -= 1;
+        if list.cursors == 0 {
+            list.floor = at.frame_start();
+        }
+        if self.cursors > 0 {
+            return self.release();
+        }
+        self.window.clear();
+        self.publish_low(NO_CURSOR);
+        true
+    }
+
+    /// A cursor moves from `from` to `to`, which a call of this reader gave: what lies between is sent (or given up)
+    /// and slices of it should be dropped by now. True if chunks were let go: there may be room for appends now.
+    pub(crate) fn advance(&mut self, from: Cursor, to: Cursor) -> bool {
+        debug_assert!(from.pos <= to.pos && from.frame <= to.frame && from.seq <= to.seq);
+        if from.frame == to.frame {
+            return false;
+        }
+        // A finished chunk is left as soon as its last frame is done, not when the next one is asked for: else a log
+        // that waits for room and links that have nothing to send would wait for each other.
+        self.settle(to.frame);
+        self.uncount(from.frame);
+        self.count(to.frame);
+        self.release()
+    }
+
+    /// Appends to `out` the slices to send next, in order, and returns where they end (`from` if there is nothing).
+    ///
+    /// It cuts only at the ends of chunks, at the published tail, and inside memory by reference that is larger than
+    /// `max_bytes`. So the first slice can exceed `max_bytes`, by less than a chunk; later ones do not.
+    pub(crate) fn gather(&mut self, from: Cursor, max_bytes: usize, max_slices: usize, out: &mut Vec<Bytes>) -> Cursor {
+        let mut at = from;
+        let mut index = self.index_of(from.pos);
+        let mut room = max_bytes;
+        let mut slices = 0;
+        while slices < max_slices && room > 0 {
+            let Some((found, extent)) = self.seek(index, at.pos) else { break };
+            index = found;
+            let held = &mut self.window[index];
+            let start = (at.pos - held.chunk.base()) as u32;
+            let available = (extent.len - start) as usize;
+            let take = if available <= room {
+                available
+            } else if held.chunk.is_by_reference() && available > max_bytes {
+                room
+            } else if slices == 0 {
+                available
+            } else {
+                break;
+            };
+            let end = start + take as u32;
+            out.push(held.slice(start, end, extent.len));
+            at = self.cursor_at(index, extent, end, at);
+            room = room.saturating_sub(take);
+            slices += 1;
+        }
+        at
+    }
+
+    /// Whether anything is published beyond `from`.
+    #[inline]
+    pub(crate) fn has_more(&mut self, from: Cursor) -> bool {
+        match self.window.back() {
+            Some(last) if from.pos >= last.chunk.base() => {
+                let extent = last.chunk.extent();
+                from.pos < last.chunk.base() + u64::from(extent.len)
+                    || (extent.followed && self.seek(self.window.len() - 1, from.pos).is_some())
+            }
+            // Chunks in between hold bytes, or the position would belong to a later one.
+            Some(_) => true,
+            None => false,
+        }
+    }
+
+    /// The live tail: a frame boundary.
+    pub(crate) fn tail(&mut self) -> Cursor {
+        loop {
+            let Some(last) = self.window.back() else {
+                let list = self.shared.lock();
+                return list.chunks_from(list.index_last()).last().map_or(Cursor::default(), |chunk| tail_of(chunk).1);
+            };
+            let (extent, tail) = tail_of(&last.chunk);
+            if !extent.followed {
+                return tail;
+            }
+            self.fetch();
+        }
+    }
+
+    /// The cursor `bytes` bytes behind `from`, no further than what was gathered from there. It walks the frames
+    /// in between, so it is for sends that ended short; a send that went through ends where `gather` said.
+    pub(crate) fn align(&mut self, from: Cursor, bytes: u64) -> Cursor {
+        let pos = from.pos + bytes;
+        self.settle(pos);
+        let index = self.index_of(pos);
+        let chunk = &self.window[index].chunk;
+        let extent = chunk.extent();
+        let offset = pos - chunk.base();
+        assert!(offset <= u64::from(extent.len), "aligned beyond the published tail");
+        self.cursor_at(index, extent, offset as u32, from)
+    }
+
+    /// Visits whole frames from `from`, which must be aligned, until `visit` returns false (that frame is not
+    /// consumed) or nothing is left. Returns the cursor behind the last frame consumed.
+    pub(crate) fn frames(&mut self, from: Cursor, mut visit: impl FnMut(Frame<'_>) -> bool) -> Cursor {
+        debug_assert!(from.is_aligned());
+        let mut at = from;
+        let mut index = self.index_of(from.pos);
+        // Each round is one chunk; one that ends with a head takes the payload's chunk with it.
+        while let Some((found, extent)) = self.seek(index, at.pos) {
+            index = found;
+            let payload_fetched = !extent.followed || self.reach(index + 1);
+            debug_assert!(payload_fetched);
+            let chunk = &self.window[index].chunk;
+            let data = chunk.bytes((at.pos - chunk.base()) as u32, extent.len);
+            let mut offset = 0;
+            while let Some(bytes) = frame_bytes(&data[offset..]) {
+                let end = offset + bytes as usize;
+                let frame = match data.get(offset..end) {
+                    Some(whole) => Frame::Whole(whole),
+                    None => match self.window.get(index + 1).and_then(|next| next.chunk.as_payload()) {
+                        Some((payload, _)) => Frame::Split { head: &data[offset..], payload },
+                        None => return at,
+                    },
+                };
+                if !visit(frame) {
+                    return at;
+                }
+                let next = at.pos + bytes;
+                at = Cursor { pos: next, frame: next, seq: at.seq + 1 };
+                if end >= data.len() {
+                    break;
+                }
+                offset = end;
+            }
+        }
+        at
+    }
+
+    /// Bytes from one cursor to a later one.
+    pub(crate) fn bytes_between(&self, from: Cursor, to: Cursor) -> u64 {
+        to.pos.saturating_sub(from.pos)
+    }
+
+    /// Frames that end between one cursor and a later one.
+    pub(crate) fn messages_between(&self, from: Cursor, to: Cursor) -> u64 {
+        to.seq.saturating_sub(from.seq)
+    }
+
+    fn join_from(&mut self, backlog: bool) -> Cursor {
+        let shared = Arc::clone(&self.shared);
+        let mut list = shared.lock();
+        let floor = (backlog && list.cursors == 0).then_some(list.floor);
+        let first_cursor = self.window.is_empty();
+        if first_cursor {
+            let index = floor.map_or_else(|| list.index_last(), |floor| list.index_at(floor.frame));
+            self.extend(&list, index);
+        } else {
+            self.fetch_from(&list);
+        }
+        // The last chunk cannot be finished by somebody while the list is locked: its end is a frame boundary.
+        let tail = self.window.back().map_or(Cursor::default(), |last| tail_of(&last.chunk).1);
+        let at = floor.unwrap_or(tail);
+        self.count(at.frame);
+        self.cursors += 1;
+        list.cursors += 1;
+        if first_cursor {
+            self.publish_low(self.window.front().map_or(NO_CURSOR, |first| first.chunk.base()));
+        }
+        // Chunks that the others have passed stay until one of them advances, for only then somebody is told of room.
+        at
+    }
+
+    /// Index in the window of the chunk that `position` belongs to: the last that begins at or before it.
+    #[inline]
+    fn index_of(&self, position: u64) -> usize {
+        let index = match self.window.back() {
+            Some(last) if last.chunk.base() <= position => self.window.len(),
+            _ => self.window.partition_point(|held| held.chunk.base() <= position),
+        };
+        assert!(index > 0, "a position before the window: its cursor has not joined, or has left");
+        index - 1
+    }
+
+    /// The first chunk from `index` on that has published bytes at or beyond `position`.
+    fn seek(&mut self, mut index: usize, position: u64) -> Option<(usize, Extent)> {
+        loop {
+            let chunk = &self.window.get(index)?.chunk;
+            let extent = chunk.extent();
+            if chunk.base() + u64::from(extent.len) > position {
+                return Some((index, extent));
+            }
+            if !extent.followed || !self.reach(index + 1) {
+                return None;
+            }
+            index += 1;
+        }
+    }
+
+    /// Sees to it that the window has a chunk at `index`, which is known to be in the list.
+    fn reach(&mut self, index: usize) -> bool {
+        if index >= self.window.len() {
+            self.fetch();
+        }
+        index < self.window.len()
+    }
+
+    /// Fetches the successor of the last chunk if that chunk is finished and ends at `position`.
+    fn settle(&mut self, position: u64) {
+        if let Some(last) = self.window.back() {
+            let extent = last.chunk.extent();
+            if extent.followed && position >= last.chunk.base() + u64::from(extent.len) {
+                self.fetch();
+            }
+        }
+    }
+
+    #[cold]
+    fn fetch(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        self.fetch_from(&shared.lock());
+    }
+
+    fn fetch_from(&mut self, list: &List) {
+        let next = self.window.back().map_or_else(|| list.index_last(), |last| last.chunk.place().index + 1);
+        self.extend(list, next);
+    }
+
+    /// Takes the list's chunks from `index` on into the window.
+    fn extend(&mut self, list: &List, index: u64) {
+        for chunk in list.chunks_from(index) {
+            let base = chunk.base();
+            let moved = match self.window.back_mut() {
+                Some(last) if self.high == base => {
+                    last.cursors -= self.at_high;
+                    self.at_high
+                }
+                _ => 0,
+            };
+            (self.high, self.at_high) = (base, moved);
+            self.window.push_back(Held { chunk: Arc::clone(chunk), cursors: moved, memo: Bytes::new(), memo_from: 0 });
+        }
+    }
+
+    fn count(&mut self, frame: u64) {
+        let index = self.index_of(frame);
+        self.window[index].cursors += 1;
+        if index + 1 == self.window.len() {
+            if frame > self.high {
+                (self.high, self.at_high) = (frame, 1);
+            } else if frame == self.high {
+                self.at_high += 1;
+            }
+        }
+    }
+
+    fn uncount(&mut self, frame: u64) {
+        let index = self.index_of(frame);
+        let held = &mut self.window[index];
+        assert!(held.cursors > 0, "a cursor that is not where it was");
+        held.cursors -= 1;
+        if index + 1 == self.window.len() && frame == self.high {
+            self.at_high -= 1;
+        }
+    }
+
+    /// Lets go of the chunks that all cursors of this reader have passed, then says so.
+    fn release(&mut self) -> bool {
+        let before = self.window.len();
+        while self.window.len() > 1 && self.window.front().is_some_and(|first| first.cursors == 0) {
+            self.window.pop_front();
+        }
+        let released = self.window.len() < before;
+        if let (true, Some(first)) = (released, self.window.front()) {
+            self.publish_low(first.chunk.base());
+        }
+        released
+    }
+
+    fn publish_low(&self, position: u64) {
+        self.shared.low[self.number].store(position, Ordering::Release);
+    }
+
+    /// The cursor at `offset` in the window's chunk at `index`, reached from `from`.
+    fn cursor_at(&mut self, index: usize, extent: Extent, offset: u32, from: Cursor) -> Cursor {
+        let head_bytes = if offset == extent.len && extent.followed && self.reach(index + 1) {
+            self.window[index + 1].chunk.as_payload().map_or(0, |(_, head_bytes)| head_bytes)
+        } else {
+            0
+        };
+        let chunk = &self.window[index].chunk;
+        let place = chunk.place();
+        let pos = place.base + u64::from(offset);
+        if offset == extent.len {
+            let seq = place.base_seq + u64::from(extent.frames);
+            return Cursor { pos, frame: pos - u64::from(head_bytes), seq };
+        }
+        if let Some((_, head_bytes)) = chunk.as_payload() {
+            return Cursor { pos, frame: place.base - u64::from(head_bytes), seq: place.base_seq };
+        }
+        // Both `from` and a chunk of frames begin at a boundary: walk on from the nearer one.
+        let (mut frame, mut seq) =
+            if from.frame >= place.base { (from.frame, from.seq) } else { (place.base, place.base_seq) };
+        let data = chunk.bytes(0, extent.len);
+        while let Some(bytes) = frame_bytes(&data[(frame - place.base) as usize..]) {
+            if frame + bytes > pos {
+                break;
+            }
+            frame += bytes;
+            seq += 1;
+        }
+        Cursor { pos, frame, seq }
+    }
+}
+
+impl Drop for Reader {
+    /// Cursors that have not left go with their reader; what only they had still to read is given up.
+    fn drop(&mut self) {
+        let mut list = self.shared.lock();
+        list.cursors -= self.cursors;
+        if self.cursors > 0 && list.cursors == 0 {
+            let last = list.chunks_from(list.index_last()).last();
+            list.floor = last.map_or(Cursor::default(), |chunk| tail_of(chunk).1);
+        }
+        self.publish_low(NO_CURSOR);
+    }
+}
+
+/// The end of what is published of `chunk`, which is right as a cursor if no payload by reference follows.
+pub(super) fn tail_of(chunk: &Chunk) -> (Extent, Cursor) {
+    let extent = chunk.extent();
+    let place = chunk.place().after(extent.len, extent.frames);
+    (extent, Cursor { pos: place.base, frame: place.base, seq: place.base_seq })
+}

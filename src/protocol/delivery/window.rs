@@ -1,0 +1,109 @@
+//! What a receiver has seen: the last message ids of each peer, so that a resend is recognised (parent module).
+//!
+//! A window holds its ids twice, in order and by hash, and forgets the oldest when it is full; so a duplicate is
+//! recognised as long as it comes within `ids_per_peer` messages of that peer. The windows outlive links.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use super::IdHash;
+use crate::protocol::frame::MsgId;
+use crate::protocol::identity::Identity;
+
+/// The last ids that one peer has used.
+#[derive(Debug)]
+pub(crate) struct Window {
+    capacity: usize,
+    /// Oldest first; the same ids as in `seen`.
+    order: VecDeque<MsgId>,
+    seen: HashSet<MsgId, IdHash>,
+}
+
+impl Window {
+    /// A window over at most `capacity` ids (at least 1); it takes memory as they come.
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { capacity: capacity.max(1), order: VecDeque::new(), seen: HashSet::default() }
+    }
+
+    /// Remembers an id. True if it is fresh: not among those remembered.
+    pub(crate) fn insert(&mut self, msg_id: MsgId) -> bool {
+        if !self.seen.insert(msg_id) {
+            return false;
+        }
+        if self.order.len() == self.capacity {
+            self.order.pop_front().map(|oldest| self.seen.remove(&oldest));
+        }
+        self.order.push_back(msg_id);
+        true
+    }
+}
+
+/// The windows of all peers of a socket. They outlive links: a resend comes on the next one.
+#[derive(Debug)]
+pub(crate) struct Windows {
+    ids_per_peer: usize,
+    peers_max: usize,
+    /// With each window, when it was last used, counted in uses.
+    peers: HashMap<Identity, (u64, Window), IdHash>,
+    uses: u64,
+}
+
+impl Windows {
+    /// Windows over `ids_per_peer` ids each (at least 1), for at most `peers_max` peers (at least 1).
+    pub(crate) fn new(ids_per_peer: usize, peers_max: usize) -> Self {
+        Self { ids_per_peer, peers_max: peers_max.max(1), peers: HashMap::default(), uses: 0 }
+    }
+
+    /// Remembers an id that `peer` has used. True if it is fresh. A new peer may displace the one that was not heard of
+    /// for longest.
+    pub(crate) fn insert(&mut self, peer: &Identity, msg_id: MsgId) -> bool {
+        self.uses += 1;
+        if !self.peers.contains_key(peer) && self.peers.len() == self.peers_max {
+            // One look at every peer, but only when a new one comes.
+            let oldest = self.peers.iter().min_by_key(|(_, (used, _))| *used).map(|(identity, _)| *identity);
+            oldest.map(|identity| self.peers.remove(&identity));
+        }
+        let (used, window) = self.peers.entry(*peer).or_insert_with(|| (0, Window::new(self.ids_per_peer)));
+        *used = self.uses;
+        window.insert(msg_id)
+    }
+
+    /// How many peers are remembered.
+    pub(crate) fn len(&self) -> usize {
+        self.peers.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u64) -> MsgId {
+        MsgId((u128::from(number)).to_be_bytes())
+    }
+
+    #[test]
+    fn a_window_forgets_its_oldest() {
+        let mut window = Window::new(3);
+        for number in [1, 2, 3] {
+            assert!(window.insert(id(number)));
+        }
+        assert!(!window.insert(id(1)));
+        assert!(window.insert(id(4)));
+        assert!(window.insert(id(1)), "the oldest was forgotten");
+        assert!(!window.insert(id(3)));
+        assert_eq!((window.order.len(), window.seen.len()), (3, 3));
+    }
+
+    #[test]
+    fn windows_are_kept_per_peer_and_bounded() {
+        let peers = [1, 2, 3].map(Identity::from_seed);
+        let mut windows = Windows::new(10, 2);
+        assert!(windows.insert(&peers[0], id(1)));
+        assert!(windows.insert(&peers[1], id(1)));
+        assert!(!windows.insert(&peers[0], id(1)));
+        assert!(windows.insert(&peers[2], id(1)), "displaces the second, which was quiet for longest");
+        assert!(!windows.insert(&peers[0], id(1)));
+        assert!(windows.insert(&peers[1], id(1)));
+        assert_eq!(windows.len(), 2);
+    }
+}

@@ -1,0 +1,77 @@
+//! What the application asks of a shard, through its bounded command queue, and how it answers.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use event_listener::{Event, EventListener};
+
+use crate::backend::{Address, SocketOptions};
+use crate::log;
+use crate::shard::SocketShared;
+use crate::shard::shared::SocketId;
+
+/// A place to bind or connect to: an address, or a name that is resolved when it is needed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Target {
+    Address(Address),
+    Name { host: String, port: u16 },
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Address(address) => address.fmt(f),
+            Target::Name { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// One request.
+pub(crate) enum Command {
+    /// A socket begins on this shard, with its view of the log.
+    Open(Arc<SocketShared>, log::Reader),
+    /// Listens; answers with the bound address.
+    Bind { socket: SocketId, target: Target, options: SocketOptions, reply: Reply<std::io::Result<Address>> },
+    /// Dials until the socket ends.
+    Connect { socket: SocketId, target: Target },
+    /// There is room in the socket's receive queue again.
+    Resume(SocketId),
+    /// Drains, closes and forgets the socket; answers with the messages that were not delivered.
+    Close { socket: SocketId, linger_ns: u64, reply: Reply<u64> },
+    /// Answers after a while.
+    Alarm { after_ns: u64, reply: Reply<()> },
+    /// Ends the shard as soon as its last socket has drained.
+    Stop,
+}
+
+/// Where an answer will be; the asker waits on it, asynchronously or not.
+pub(crate) struct Reply<T>(Arc<Slot<T>>);
+
+struct Slot<T> {
+    value: Mutex<Option<T>>,
+    filled: Event,
+}
+
+impl<T> Clone for Reply<T> {
+    fn clone(&self) -> Self {
+        Reply(self.0.clone())
+    }
+}
+
+impl<T> Reply<T> {
+    pub(crate) fn new() -> Reply<T> {
+        Reply(Arc::new(Slot { value: Mutex::new(None), filled: Event::new() }))
+    }
+
+    pub(crate) fn answer(&self, value: T) {
+        *self.0.value.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+        self.0.filled.notify(usize::MAX);
+    }
+
+    pub(crate) fn take(&self) -> Option<T> {
+        self.0.value.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(crate) fn listen(&self) -> EventListener {
+        self.0.filled.listen()
+    }
+}

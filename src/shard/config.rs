@@ -1,0 +1,142 @@
+//! What the builder settled for one socket: modes, limits, times. Plain data, read by every layer above the five lowest; nothing
+//! here changes after the socket is built.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::backend::SocketOptions;
+
+/// To whom a message sent with `send` goes. Chosen by the sender; nothing on the wire shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SendMode {
+    /// To every connected peer.
+    #[default]
+    Publish,
+    /// To one peer after another, in a circle.
+    RoundRobin,
+}
+
+impl fmt::Display for SendMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SendMode::Publish => "publish",
+            SendMode::RoundRobin => "roundrobin",
+        })
+    }
+}
+
+impl FromStr for SendMode {
+    type Err = UnknownName;
+
+    fn from_str(s: &str) -> Result<Self, UnknownName> {
+        match s {
+            "publish" => Ok(SendMode::Publish),
+            "roundrobin" => Ok(SendMode::RoundRobin),
+            _ => Err(UnknownName { given: s.to_owned(), known: "publish, roundrobin" }),
+        }
+    }
+}
+
+/// What is promised of each message. Chosen by the sender, never negotiated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DeliveryGuarantee {
+    /// Sent once, never again: no acknowledgement, no duplicate.
+    #[default]
+    AtMostOnce,
+    /// Kept until the receiver has acknowledged it, sent again until then: never lost while the sending process lives, perhaps
+    /// received twice.
+    AtLeastOnce,
+}
+
+impl fmt::Display for DeliveryGuarantee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DeliveryGuarantee::AtMostOnce => "at-most-once",
+            DeliveryGuarantee::AtLeastOnce => "at-least-once",
+        })
+    }
+}
+
+impl FromStr for DeliveryGuarantee {
+    type Err = UnknownName;
+
+    fn from_str(s: &str) -> Result<Self, UnknownName> {
+        match s {
+            "at-most-once" => Ok(DeliveryGuarantee::AtMostOnce),
+            "at-least-once" => Ok(DeliveryGuarantee::AtLeastOnce),
+            _ => Err(UnknownName { given: s.to_owned(), known: "at-most-once, at-least-once" }),
+        }
+    }
+}
+
+/// A name that is none of the known ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownName {
+    given: String,
+    known: &'static str,
+}
+
+impl fmt::Display for UnknownName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unknown name {:?}: use one of {}", self.given, self.known)
+    }
+}
+
+impl std::error::Error for UnknownName {}
+
+/// Everything that is fixed when a socket is built. The builder's methods document each field.
+#[derive(Clone, Debug)]
+pub(crate) struct SocketConfig {
+    pub(crate) send_mode: SendMode,
+    pub(crate) delivery: DeliveryGuarantee,
+    /// Bytes of outbound log: chunks in use, kept for a peer, or free for reuse.
+    pub(crate) log_bytes_max: usize,
+    /// Bytes received and not yet taken by the application.
+    pub(crate) receive_bytes_max: usize,
+    /// Bytes of one payload, either way.
+    pub(crate) message_bytes_max: usize,
+    /// Connections of this socket, those that still shake hands included.
+    pub(crate) peers_max: usize,
+    /// Events kept for a reader that is slow.
+    pub(crate) events_max: usize,
+    pub(crate) handshake_ns: u64,
+    pub(crate) heartbeat_ns: u64,
+    pub(crate) timeout_ns: u64,
+    pub(crate) linger_ns: u64,
+    /// How long a peer may hold a publisher whose log is full.
+    pub(crate) publish_stall_ns: u64,
+    pub(crate) reconnect_min_ns: u64,
+    pub(crate) reconnect_max_ns: u64,
+    pub(crate) options: SocketOptions,
+}
+
+pub(crate) const KIB: usize = 1024;
+pub(crate) const MIB: usize = 1024 * KIB;
+
+/// A span of time in the unit of the engine's clock; longer than 584 years is as good as never.
+pub(crate) fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Default for SocketConfig {
+    fn default() -> Self {
+        SocketConfig {
+            send_mode: SendMode::default(),
+            delivery: DeliveryGuarantee::default(),
+            log_bytes_max: 32 * MIB,
+            receive_bytes_max: 16 * MIB,
+            message_bytes_max: 16 * MIB,
+            peers_max: 20_000,
+            events_max: 1024,
+            handshake_ns: nanos(Duration::from_secs(5)),
+            heartbeat_ns: nanos(Duration::from_secs(5)),
+            timeout_ns: nanos(Duration::from_secs(15)),
+            linger_ns: nanos(Duration::from_secs(1)),
+            publish_stall_ns: nanos(Duration::from_secs(1)),
+            reconnect_min_ns: nanos(Duration::from_millis(100)),
+            reconnect_max_ns: nanos(Duration::from_secs(3)),
+            options: SocketOptions::default(),
+        }
+    }
+}

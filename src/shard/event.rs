@@ -1,0 +1,216 @@
+//! What happens to a socket, told to the application: a bounded queue of [`Event`]s that never makes the engine wait. When nobody
+//! reads, the newest are counted instead of kept, and the count is told as [`Event::Missed`] as soon as there is room again.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam_queue::ArrayQueue;
+
+use crate::backend::Address;
+use crate::protocol::Identity;
+
+/// Something that happened to a socket's peers or messages. Events are in the order in which the shard that holds the peer saw them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A peer has shaken hands: from here on it is in `peers()` and gets messages.
+    Connected {
+        /// Which socket it is.
+        identity: Identity,
+        /// Where it is.
+        address: Address,
+    },
+    /// A connected peer's link has ended.
+    Disconnected {
+        /// Which socket it was.
+        identity: Identity,
+        /// Where it was.
+        address: Address,
+        /// Why it ended.
+        reason: DisconnectReason,
+    },
+    /// A connection was refused before it became a peer.
+    Rejected {
+        /// Where it came from, or went to.
+        address: Address,
+        /// What was wrong with it.
+        reason: RejectReason,
+    },
+    /// Messages that were accepted for a peer will never reach it.
+    Dropped {
+        /// Which peer misses them.
+        identity: Identity,
+        /// How many.
+        messages: u64,
+        /// Why.
+        cause: DropCause,
+    },
+    /// A connecting end waits before its next attempt.
+    Reconnecting {
+        /// What it connects to.
+        endpoint: String,
+        /// How many attempts have failed since it was last connected.
+        attempt: u32,
+        /// How long it waits.
+        delay: Duration,
+        /// What went wrong last.
+        error: String,
+    },
+    /// A peer has been silent for longer than its heartbeats allow.
+    Suspect {
+        /// Which peer.
+        identity: Identity,
+    },
+    /// A suspect peer was heard again.
+    Recovered {
+        /// Which peer.
+        identity: Identity,
+    },
+    /// Events that were not kept because nobody read them in time.
+    Missed {
+        /// How many.
+        events: u64,
+    },
+}
+
+/// Why a link ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DisconnectReason {
+    /// The peer closed the connection.
+    ClosedByPeer,
+    /// Nothing was received for the receive timeout.
+    Silent,
+    /// The connection failed; the text is the system's.
+    Failed(String),
+    /// The peer held a publisher with a full log for longer than `publish_stall_max`.
+    Stalled,
+    /// A frame longer than `message_bytes_max` was announced.
+    FrameTooLong {
+        /// What was announced, in bytes.
+        bytes: u64,
+    },
+    /// This socket was closed.
+    ClosedHere,
+}
+
+/// Why a connection never became a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RejectReason {
+    /// The identity is connected to this socket already.
+    Duplicate(Identity),
+    /// It is this very socket.
+    Itself,
+    /// It did not speak the protocol; the text says what it did.
+    Handshake(String),
+    /// It did not finish the handshake in time.
+    TooSlow,
+    /// The socket has `peers_max` connections.
+    TooManyPeers,
+}
+
+/// Why messages were dropped for a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DropCause {
+    /// Its link ended before they were handed to the kernel.
+    LinkEnded,
+}
+
+impl fmt::Display for DisconnectReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ClosedByPeer => f.write_str("closed by the peer"),
+            Self::Silent => f.write_str("nothing received within the receive timeout"),
+            Self::Failed(error) => write!(f, "connection failed: {error}"),
+            Self::Stalled => f.write_str("held the publisher for longer than publish_stall_max"),
+            Self::FrameTooLong { bytes } => write!(f, "announced a frame of {bytes} bytes, over message_bytes_max"),
+            Self::ClosedHere => f.write_str("closed here"),
+        }
+    }
+}
+
+impl fmt::Display for RejectReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Duplicate(identity) => write!(f, "identity {identity} is connected already"),
+            Self::Itself => f.write_str("connected to itself"),
+            Self::Handshake(text) => f.write_str(text),
+            Self::TooSlow => f.write_str("no HELLO within the handshake timeout"),
+            Self::TooManyPeers => f.write_str("peers_max connections are open"),
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connected { identity, address } => write!(f, "connected {identity} at {address}"),
+            Self::Disconnected { identity, address, reason } => {
+                write!(f, "disconnected {identity} at {address}: {reason}")
+            }
+            Self::Rejected { address, reason } => write!(f, "rejected {address}: {reason}"),
+            Self::Dropped { identity, messages, .. } => write!(f, "dropped {messages} messages for {identity}"),
+            Self::Reconnecting { endpoint, attempt, delay, error } => {
+                write!(f, "reconnecting to {endpoint} in {delay:?} after {attempt} attempts: {error}")
+            }
+            Self::Suspect { identity } => write!(f, "suspect {identity}"),
+            Self::Recovered { identity } => write!(f, "recovered {identity}"),
+            Self::Missed { events } => write!(f, "{events} events missed"),
+        }
+    }
+}
+
+/// The queue. Written by shards, read by the application.
+pub(crate) struct EventQueue {
+    queue: ArrayQueue<Event>,
+    missed: AtomicU64,
+    /// Notified when an event arrives and when the socket ends.
+    pub(crate) arrived: event_listener::Event,
+}
+
+impl EventQueue {
+    pub(crate) fn new(events_max: usize) -> EventQueue {
+        EventQueue {
+            queue: ArrayQueue::new(events_max.max(1)),
+            missed: AtomicU64::new(0),
+            arrived: event_listener::Event::new(),
+        }
+    }
+
+    pub(crate) fn push(&self, event: Event) {
+        if self.queue.push(event).is_err() {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+        }
+        self.arrived.notify(usize::MAX);
+    }
+
+    pub(crate) fn pop(&self) -> Option<Event> {
+        if let Some(event) = self.queue.pop() {
+            return Some(event);
+        }
+        match self.missed.swap(0, Ordering::Relaxed) {
+            0 => None,
+            events => Some(Event::Missed { events }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_counted() {
+        let q = EventQueue::new(2);
+        for i in 0..5 {
+            q.push(Event::Suspect { identity: Identity::from_bytes([i; 16]) });
+        }
+        assert_eq!(q.pop(), Some(Event::Suspect { identity: Identity::from_bytes([0; 16]) }));
+        assert_eq!(q.pop(), Some(Event::Suspect { identity: Identity::from_bytes([1; 16]) }));
+        assert_eq!(q.pop(), Some(Event::Missed { events: 3 }));
+        assert_eq!(q.pop(), None);
+    }
+}

@@ -1,0 +1,454 @@
+//! One connection, from the first byte to the last completion.
+//!
+//! ```text
+//!  accepted, connected --> Shaking --> Live --> Draining --> Dying --> (gone)
+//!                             |         ^                      ^
+//!                             +-> Held -+----------------------+
+//! ```
+//!
+//! A link that ends is `Dying` until the backend has given back everything that it was lent: the last send's result says exactly
+//! which frames went out. Only then is the link's position in the log given up and the table's place free.
+
+use bytes::{Bytes, BytesMut};
+
+use super::hub::Lane;
+use super::shared::report;
+use super::{EndKey, LinkKey, Op, Shard, ShardSocket, SocketId, Timer, token};
+use super::{DisconnectReason, DropCause, Event, RejectReason};
+use crate::backend::{Address, Handle, ReadBuf};
+use crate::log::Cursor;
+use crate::protocol::{self, Deframer, Due, Handshake, Identity, Liveness, LivenessConfig, Role};
+use crate::shard::stats::Counters;
+use crate::transport;
+
+/// A refused connection stays open for this long: stock peers dial again at once when it is closed (interop note 1), and a
+/// newcomer with the identity of a link that turns out dead takes its place (note 2, architecture 7).
+const HOLD_NS: u64 = 500_000_000;
+/// After our last byte a link waits for the peer's: closing with unread bytes would destroy what the peer has not read yet.
+pub(super) const DRAIN_NS: u64 = 1_000_000_000;
+
+/// Which end made the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Listener,
+    Dialer(EndKey),
+}
+
+/// Where in its life a link is.
+pub(super) enum State {
+    /// No HELLO yet, until the deadline.
+    Shaking { handshake: Handshake, sniffed: bool, deadline_ns: u64 },
+    /// Refused, or a duplicate whose elder is being probed; closed at the deadline.
+    Held { until_ns: u64 },
+    /// A peer.
+    Live,
+    /// All was sent and our side is shut; waits for the peer's end.
+    Draining { until_ns: u64 },
+    /// Closed; waits for the backend to give everything back.
+    Dying,
+}
+
+/// The operation that reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    Idle,
+    /// An exact read of the handshake.
+    Shaking,
+    /// Leased buffers come until it is cancelled.
+    Streaming,
+    /// As `Streaming`, but cancelled: to stop, or to go on with the rest of a large frame.
+    Stopping,
+    /// One receive into the final buffer of a large frame.
+    Filling,
+}
+
+/// The send that the kernel works on.
+pub(super) struct InFlight {
+    /// Bytes of control frames before the log's.
+    pub(super) control: usize,
+    pub(super) from: Cursor,
+    pub(super) to: Cursor,
+}
+
+/// See the module's documentation.
+pub(super) struct Link {
+    pub(super) generation: u32,
+    pub(super) socket: SocketId,
+    pub(super) conn: Handle,
+    pub(super) address: Address,
+    pub(super) origin: Origin,
+    pub(super) state: State,
+    pub(super) identity: Identity,
+    /// Place in the socket's list of live links.
+    pub(super) place: usize,
+    pub(super) reading: Reading,
+    /// Reading was stopped because the socket's receive queue is full.
+    pub(super) paused: bool,
+    pub(super) deframer: Deframer,
+    pub(super) liveness: Liveness,
+    /// Anything after HELLO was received: the peer has accepted us.
+    pub(super) heard: bool,
+    pub(super) sending: Option<InFlight>,
+    /// Finished control frames, for the next frame boundary.
+    pub(super) control: BytesMut,
+    /// PUBLISH: how far this link is in the socket's log. ROUNDROBIN: in its lane's.
+    pub(super) cursor: Cursor,
+    /// ROUNDROBIN: the frames that the hub gave to this link.
+    pub(super) lane: Option<Box<Lane>>,
+    /// When it became a peer; 0 if it never did.
+    live_since_ns: u64,
+}
+
+impl Link {
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.state, State::Live)
+    }
+}
+
+impl Shard {
+    pub(super) fn link(&mut self, key: LinkKey) -> Option<&mut Link> {
+        self.links.get_mut(key.slot as usize).filter(|link| link.generation == key.generation)
+    }
+
+    /// A connection begins to shake hands, or is refused at the door.
+    pub(super) fn begin(&mut self, id: SocketId, conn: Handle, address: Address, origin: Origin) {
+        let now_ns = self.now_ns;
+        let generation = self.generation();
+        let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else {
+            self.backend.close(conn);
+            return;
+        };
+        if socket.links_open >= socket.shared.config.peers_max {
+            Counters::add(&socket.shared.counters.rejects, 1);
+            report(&socket.shared, Event::Rejected { address, reason: RejectReason::TooManyPeers });
+            self.backend.close(conn);
+            if let Origin::Dialer(dialer) = origin {
+                self.dial_later(dialer, "peers_max connections are open", true);
+            }
+            return;
+        }
+        socket.links_open += 1;
+        let config = &socket.shared.config;
+        let role = if origin == Origin::Listener { Role::Binding } else { Role::Connecting };
+        let deadline_ns = now_ns.saturating_add(config.handshake_ns);
+        let liveness = LivenessConfig {
+            heartbeat_ns: config.heartbeat_ns,
+            timeout_ns: config.timeout_ns,
+            suspect_ns: config.heartbeat_ns.saturating_add(config.heartbeat_ns / 5),
+        };
+        let slot = self.links.insert(Link {
+            generation,
+            socket: id,
+            conn,
+            address,
+            origin,
+            state: State::Shaking {
+                handshake: Handshake::new(role, socket.shared.identity),
+                sniffed: role == Role::Connecting,
+                deadline_ns,
+            },
+            identity: Identity::from_bytes([0; 16]),
+            place: 0,
+            reading: Reading::Idle,
+            paused: false,
+            deframer: Deframer::new(frame_bytes_max(config.message_bytes_max)),
+            liveness: Liveness::new(liveness, now_ns),
+            heard: false,
+            sending: None,
+            control: BytesMut::new(),
+            cursor: Cursor::default(),
+            lane: None,
+            live_since_ns: 0,
+        });
+        let key = LinkKey { slot: slot as u32, generation };
+        self.timers.set(deadline_ns, Timer::Link(key));
+        self.shake(key);
+    }
+
+    /// Sends our HELLO when it is time and reads the next part of theirs.
+    fn shake(&mut self, key: LinkKey) {
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let State::Shaking { handshake, .. } = &mut link.state else { return };
+        if let Some(hello) = handshake.poll_transmit() {
+            link.sending = Some(InFlight { control: hello.len(), from: link.cursor, to: link.cursor });
+            let slices = vec![Bytes::copy_from_slice(&hello)];
+            self.backend.send(link.conn, slices, token(Op::LinkSend, key.slot, key.generation));
+        }
+        link.reading = Reading::Shaking;
+        self.backend.read(link.conn, handshake.want(), token(Op::LinkRead, key.slot, key.generation));
+    }
+
+    /// A part of the peer's HELLO.
+    pub(super) fn shaken(&mut self, key: LinkKey, result: std::io::Result<ReadBuf>) {
+        let Some(link) = self.link(key) else { return };
+        link.reading = Reading::Idle;
+        let State::Shaking { handshake, sniffed, .. } = &mut link.state else {
+            self.bury(key);
+            return;
+        };
+        let bytes = match &result {
+            Ok(bytes) if bytes.is_empty() => return self.refuse(key, RejectReason::Handshake("closed before its HELLO was complete".into()), false),
+            Ok(bytes) => bytes,
+            Err(error) => return self.refuse(key, RejectReason::Handshake(format!("failed before its HELLO: {error}")), false),
+        };
+        if !*sniffed {
+            *sniffed = true;
+            match transport::admit(bytes[0]) {
+                Ok(()) => {}
+                Err(error) => return self.refuse(key, RejectReason::Handshake(error.to_string()), false),
+            }
+        }
+        match handshake.handle_bytes(bytes) {
+            Ok(None) => self.shake(key),
+            Ok(Some(identity)) => {
+                if let Some(hello) = handshake.poll_transmit() {
+                    link.control.extend_from_slice(&hello);
+                }
+                link.identity = identity;
+                self.greet(key);
+            }
+            Err(error) => self.refuse(key, RejectReason::Handshake(error.to_string()), true),
+        }
+    }
+
+    /// A valid HELLO has come: a peer, or a duplicate.
+    fn greet(&mut self, key: LinkKey) {
+        let Some(link) = self.link(key) else { return };
+        let (id, identity) = (link.socket, link.identity);
+        let Some(socket) = self.socket(id) else { return };
+        if socket.shared.identity == identity {
+            return self.refuse(key, RejectReason::Itself, true);
+        }
+        let Some(&elder) = socket.by_identity.get(&identity) else {
+            return self.promote(key);
+        };
+        socket.held.push(key);
+        let until_ns = self.now_ns + HOLD_NS / 2 + self.rng.range(0..HOLD_NS);
+        if let Some(link) = self.link(key) {
+            link.state = State::Held { until_ns };
+            self.timers.set(until_ns, Timer::Link(key));
+        }
+        // If the elder is dead this makes its connection fail soon.
+        if let Some(elder_link) = self.link(elder) {
+            elder_link.control.extend_from_slice(&protocol::HEARTBEAT);
+            self.pump(elder);
+        }
+    }
+
+    /// The link becomes a peer.
+    pub(super) fn promote(&mut self, key: LinkKey) {
+        let now_ns = self.now_ns;
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let id = link.socket;
+        let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
+        link.state = State::Live;
+        link.live_since_ns = now_ns;
+        link.liveness.handle_received(now_ns);
+        link.liveness.handle_sent(now_ns);
+        link.place = socket.links.len();
+        socket.links.push(key);
+        socket.by_identity.insert(link.identity, key);
+        match &mut socket.hub {
+            None => link.cursor = socket.reader.join(),
+            Some(hub) => {
+                let (lane, cursor) = Lane::open();
+                link.cursor = cursor;
+                link.lane = Some(Box::new(lane));
+                hub.circle.insert(key);
+            }
+        }
+        self.timers.set(link.liveness.deadline_ns(), Timer::Link(key));
+        Counters::add(&socket.shared.counters.connects, 1);
+        socket.shared.peers.insert(link.identity, link.address.clone());
+        report(&socket.shared, Event::Connected { identity: link.identity, address: link.address.clone() });
+        self.read_on(key);
+        // From here on appends ring; what was appended before is sent now.
+        self.flush(id);
+        self.pump(key);
+    }
+
+    /// Not a peer. Kept open for a while where the other end would only come back at once.
+    fn refuse(&mut self, key: LinkKey, reason: RejectReason, hold: bool) {
+        let until_ns = self.now_ns + HOLD_NS / 2 + self.rng.range(0..HOLD_NS);
+        let Some(link) = self.link(key) else { return };
+        let (id, address, origin) = (link.socket, link.address.clone(), link.origin);
+        if hold {
+            link.state = State::Held { until_ns };
+            self.timers.set(until_ns, Timer::Link(key));
+        }
+        if let Some(socket) = self.socket(id) {
+            Counters::add(&socket.shared.counters.rejects, 1);
+            report(&socket.shared, Event::Rejected { address, reason: reason.clone() });
+        }
+        if !hold {
+            self.end(key);
+        }
+        if let Origin::Dialer(dialer) = origin {
+            self.dial_later(dialer, &reason.to_string(), true);
+        }
+    }
+
+    /// A link's timer: the meaning depends on where in its life it is.
+    pub(super) fn link_due(&mut self, key: LinkKey) {
+        let now_ns = self.now_ns;
+        let Some(link) = self.link(key) else { return };
+        match &link.state {
+            State::Shaking { deadline_ns, .. } if *deadline_ns <= now_ns => self.refuse(key, RejectReason::TooSlow, false),
+            State::Held { until_ns } if *until_ns <= now_ns => {
+                let (id, address, identity, origin) = (link.socket, link.address.clone(), link.identity, link.origin);
+                let Some(socket) = self.socket(id) else { return };
+                let duplicate = socket.held.iter().position(|&held| held == key);
+                if let Some(at) = duplicate {
+                    socket.held.swap_remove(at);
+                    Counters::add(&socket.shared.counters.rejects, 1);
+                    report(&socket.shared, Event::Rejected { address, reason: RejectReason::Duplicate(identity) });
+                }
+                self.end(key);
+                if let (Some(_), Origin::Dialer(dialer)) = (duplicate, origin) {
+                    self.dial_later(dialer, "its identity is connected already", true);
+                }
+            }
+            State::Draining { until_ns } if *until_ns <= now_ns => self.end(key),
+            State::Live => self.judge(key),
+            _ => {}
+        }
+    }
+
+    /// Heartbeats are due, or the peer has been silent for long.
+    fn judge(&mut self, key: LinkKey) {
+        let now_ns = self.now_ns;
+        loop {
+            let Some(link) = self.link(key).filter(|link| link.is_live()) else { return };
+            let Some(due) = link.liveness.poll(now_ns) else { break };
+            match due {
+                Due::Heartbeat => {
+                    // One that waits already says the same.
+                    if link.control.is_empty() && link.sending.is_none() {
+                        link.control.extend_from_slice(&protocol::HEARTBEAT);
+                    }
+                    link.liveness.handle_sent(now_ns);
+                    self.pump(key);
+                }
+                Due::Suspect => {
+                    let (id, identity) = (link.socket, link.identity);
+                    if let Some(socket) = self.socket(id) {
+                        report(&socket.shared, Event::Suspect { identity });
+                    }
+                }
+                Due::Dead => return self.die(key, DisconnectReason::Silent),
+            }
+        }
+        if let Some(link) = self.link(key) {
+            let next_ns = link.liveness.deadline_ns();
+            self.timers.set(next_ns, Timer::Link(key));
+        }
+    }
+
+    /// A peer's link ends, for whatever reason.
+    pub(super) fn die(&mut self, key: LinkKey, reason: DisconnectReason) {
+        let now_ns = self.now_ns;
+        let Some(link) = self.link(key) else { return };
+        if !link.is_live() {
+            return self.end(key);
+        }
+        let (id, identity, origin, heard) = (link.socket, link.identity, link.origin, link.heard);
+        let address = link.address.clone();
+        let lived_ns = now_ns.saturating_sub(link.live_since_ns);
+        self.unlist(key);
+        let Some(socket) = self.socket(id) else { return };
+        let held = std::mem::take(&mut socket.held);
+        Counters::add(&socket.shared.counters.disconnects, 1);
+        let text = reason.to_string();
+        report(&socket.shared, Event::Disconnected { identity, address, reason });
+        self.end(key);
+        let heir = held.iter().copied().find(|&held| self.link(held).is_some_and(|link| link.identity == identity));
+        if let Some(socket) = self.socket(id) {
+            socket.held = held;
+            socket.held.retain(|&held| Some(held) != heir);
+        }
+        if let Some(heir) = heir {
+            self.promote(heir);
+        }
+        if let Origin::Dialer(dialer) = origin {
+            // Closed right after HELLO: most likely refused as a duplicate (interop note 14).
+            let rejected = !heard && lived_ns < 2 * HOLD_NS;
+            self.dial_later(dialer, &text, rejected);
+        }
+    }
+
+    /// Takes a link out of what its socket sends to.
+    pub(super) fn unlist(&mut self, key: LinkKey) {
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
+        let (place, identity) = (link.place, link.identity);
+        socket.links.swap_remove(place);
+        if let Some(&moved) = socket.links.get(place)
+            && let Some(link) = self.links.get_mut(moved.slot as usize)
+        {
+            link.place = place;
+        }
+        socket.by_identity.remove(&identity);
+        socket.paused.retain(|&paused| paused != key);
+        if let Some(hub) = &mut socket.hub {
+            hub.circle.remove(key);
+        }
+        socket.shared.peers.remove(&identity);
+    }
+
+    /// Closes the connection. The link stays in the table until all its operations have ended.
+    pub(super) fn end(&mut self, key: LinkKey) {
+        let Some(link) = self.links.get_mut(key.slot as usize).filter(|link| link.generation == key.generation) else {
+            return;
+        };
+        if !matches!(link.state, State::Dying) {
+            link.state = State::Dying;
+            self.backend.close(link.conn);
+        }
+        self.bury(key);
+    }
+
+    /// Frees a dying link's place once nothing of it is left with the backend.
+    pub(super) fn bury(&mut self, key: LinkKey) {
+        let Some(link) = self.link(key) else { return };
+        if !matches!(link.state, State::Dying) || link.reading != Reading::Idle || link.sending.is_some() {
+            return;
+        }
+        let link = self.links.remove(key.slot as usize);
+        let id = link.socket;
+        let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
+        socket.links_open -= 1;
+        socket.held.retain(|&held| held != key);
+        if link.live_since_ns != 0 {
+            give_up(socket, link);
+        }
+        self.touch(id);
+        self.flush(id);
+    }
+}
+
+/// A dead link's part of the log: what it did not send goes to others (ROUNDROBIN), waits for the next peer if this was the last, or
+/// is dropped and counted.
+fn give_up(socket: &mut ShardSocket, link: Link) {
+    let at = link.cursor.frame_start();
+    if let Some(hub) = &mut socket.hub {
+        if let Some(lane) = link.lane {
+            hub.take_back(*lane, link.cursor);
+        }
+        return;
+    }
+    let missed = socket.reader.tail().messages() - at.messages();
+    socket.released |= true;
+    if socket.reader.leave(at) || missed == 0 {
+        return;
+    }
+    Counters::add(&socket.shared.counters.dropped, missed);
+    report(
+        &socket.shared,
+        Event::Dropped { identity: link.identity, messages: missed, cause: DropCause::LinkEnded },
+    );
+}
+
+/// The longest frame that a peer may send: the longest payload and the longest head.
+fn frame_bytes_max(message_bytes_max: usize) -> u32 {
+    u32::try_from(message_bytes_max.saturating_add(17)).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,127 @@
+//! The accepting end: a bound address whose connections become links. When the system refuses to accept for lack of descriptors or
+//! memory, the listener rests for a moment instead of spinning, and goes on by itself.
+
+use super::link::Origin;
+use super::{EndKey, Op, Reply, Shard, SocketId, Target, Timer, token};
+use crate::backend::{Address, Handle, SocketOptions, is_cancelled};
+
+/// How long a listener rests after the system refused to accept.
+const REST_NS: u64 = 100_000_000;
+
+/// See the module's documentation.
+pub(super) struct Listener {
+    generation: u32,
+    socket: SocketId,
+    state: State,
+}
+
+enum State {
+    /// The name to bind to is being resolved.
+    Resolving { options: SocketOptions, reply: Reply<std::io::Result<Address>> },
+    Accepting(Handle),
+    Resting(Handle),
+    Closing,
+}
+
+impl Shard {
+    pub(super) fn bind(
+        &mut self,
+        id: SocketId,
+        target: Target,
+        options: SocketOptions,
+        reply: Reply<std::io::Result<Address>>,
+    ) {
+        if self.socket(id).is_none_or(|socket| socket.closing.is_some()) {
+            return reply.answer(Err(std::io::ErrorKind::NotConnected.into()));
+        }
+        match target {
+            Target::Address(address) => reply.answer(self.listen(id, &address, &options)),
+            Target::Name { host, port } => {
+                let generation = self.generation();
+                let state = State::Resolving { options, reply };
+                let slot = self.listeners.insert(Listener { generation, socket: id, state }) as u32;
+                self.backend.resolve(&host, port, token(Op::ResolveBind, slot, generation));
+            }
+        }
+    }
+
+    /// The first of the name's addresses that can be bound.
+    pub(super) fn bind_resolved(&mut self, key: EndKey, result: std::io::Result<Vec<std::net::SocketAddr>>) {
+        let listener = self.listeners.get(key.slot as usize).filter(|l| l.generation == key.generation);
+        if listener.is_none() {
+            return;
+        }
+        let Listener { socket, state, .. } = self.listeners.remove(key.slot as usize);
+        let State::Resolving { options, reply } = state else { return };
+        let answer = result.and_then(|addresses| {
+            let none = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+            addresses.into_iter().fold(Err(none), |bound, address| match bound {
+                Ok(bound) => Ok(bound),
+                Err(_) => self.listen(socket, &Address::Ip(address), &options),
+            })
+        });
+        reply.answer(answer);
+    }
+
+    fn listen(&mut self, id: SocketId, address: &Address, options: &SocketOptions) -> std::io::Result<Address> {
+        let (handle, bound) = self.backend.listen(address, options)?;
+        let generation = self.generation();
+        let slot = self.listeners.insert(Listener { generation, socket: id, state: State::Accepting(handle) }) as u32;
+        let key = EndKey { slot, generation };
+        self.backend.accept(handle, token(Op::Accept, slot, generation));
+        if let Some(socket) = self.socket(id) {
+            socket.listeners.push(key);
+        }
+        tracing::debug!(address = %bound, "listening");
+        Ok(bound)
+    }
+
+    fn listener(&mut self, key: EndKey) -> Option<&mut Listener> {
+        self.listeners.get_mut(key.slot as usize).filter(|listener| listener.generation == key.generation)
+    }
+
+    pub(super) fn accepted(&mut self, key: EndKey, conn: Handle, peer: Address) {
+        match self.listener(key).map(|listener| (listener.socket, &listener.state)) {
+            Some((id, State::Accepting(_))) => self.begin(id, conn, peer, Origin::Listener),
+            _ => self.backend.close(conn),
+        }
+    }
+
+    pub(super) fn accept_ended(&mut self, key: EndKey, error: std::io::Error) {
+        let now_ns = self.now_ns;
+        let Some(listener) = self.listener(key) else { return };
+        match listener.state {
+            State::Accepting(handle) => {
+                if !is_cancelled(&error) {
+                    tracing::warn!(%error, "cannot accept; if the process is out of descriptors raise its limit (ulimit -n)");
+                }
+                listener.state = State::Resting(handle);
+                self.timers.set(now_ns + REST_NS, Timer::Listener(key));
+            }
+            _ => {
+                self.listeners.remove(key.slot as usize);
+            }
+        }
+    }
+
+    pub(super) fn listener_due(&mut self, key: EndKey) {
+        let Some(listener) = self.listener(key) else { return };
+        if let State::Resting(handle) = listener.state {
+            listener.state = State::Accepting(handle);
+            self.backend.accept(handle, token(Op::Accept, key.slot, key.generation));
+        }
+    }
+
+    pub(super) fn close_listener(&mut self, key: EndKey) {
+        let Some(listener) = self.listener(key) else { return };
+        match std::mem::replace(&mut listener.state, State::Closing) {
+            // Its place is free when the accept has ended.
+            State::Accepting(handle) => self.backend.close(handle),
+            State::Resting(handle) => {
+                self.backend.close(handle);
+                self.listeners.remove(key.slot as usize);
+            }
+            State::Resolving { .. } | State::Closing => {}
+        }
+    }
+}

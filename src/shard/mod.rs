@@ -1,0 +1,425 @@
+//! One reactor and all it owns: links, listeners, dialers, timers, and its part of each socket. A shard is a plain struct that somebody
+//! steps with [`Shard::turn`]: an engine thread, the application's own thread (inline), or a simulated world. It knows no thread and
+//! takes time from its backend and randomness from a seed, so that the same inputs replay the same run.
+//!
+//! ```text
+//!   commands, dirty sockets --> +-------+ --> backend: submit, wait, reap
+//!                               | shard |
+//!   completions, timers ------> +-------+ --> receive queues, events, room in the log
+//! ```
+//!
+//! Here the five lowest layers meet: [`protocol`](crate::protocol), [`log`](crate::log), [`transport`](crate::transport),
+//! [`queue`](crate::queue) and [`backend`](crate::backend) do not know each other.
+
+mod close;
+mod command;
+mod config;
+mod dialer;
+mod event;
+mod hub;
+mod inbound;
+mod link;
+mod listener;
+mod outbound;
+mod receive;
+mod shared;
+mod stats;
+mod timers;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use slab::Slab;
+
+use crate::backend::{Backend, Completion, Outcome, Token};
+use crate::log;
+use crate::protocol::Rng;
+
+pub(crate) use command::{Command, Reply, Target};
+pub use config::{DeliveryGuarantee, SendMode, UnknownName};
+pub(crate) use config::{KIB, MIB, SocketConfig, nanos};
+pub use event::{DisconnectReason, DropCause, Event, RejectReason};
+pub(crate) use inbound::{Inbound, Message, Walker};
+pub use shared::SocketId;
+pub(crate) use shared::{Phase, Port, SocketIds, SocketShared};
+pub use stats::Stats;
+
+use close::Closing;
+use dialer::Dialer;
+use hub::Hub;
+use inbound::HandOver;
+use link::Link;
+use listener::Listener;
+use timers::Timers;
+
+/// A link of this shard: a place in its table and which tenant of that place. Stale keys are recognised by the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct LinkKey {
+    slot: u32,
+    generation: u32,
+}
+
+/// A listener or dialer of this shard, likewise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct EndKey {
+    slot: u32,
+    generation: u32,
+}
+
+/// Who waits for a deadline.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Link(LinkKey),
+    Dialer(EndKey),
+    Listener(EndKey),
+    /// A publisher waits for room; the number is that of the wait.
+    Stall(SocketId, u64),
+    Close(SocketId),
+    Alarm(EndKey),
+}
+
+/// Which operation of whom a token names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Op {
+    LinkRead,
+    LinkRecv,
+    LinkFill,
+    LinkSend,
+    Accept,
+    Connect,
+    Resolve,
+    /// The resolution of a name to bind to.
+    ResolveBind,
+}
+
+const OPS: [Op; 8] = [
+    Op::LinkRead,
+    Op::LinkRecv,
+    Op::LinkFill,
+    Op::LinkSend,
+    Op::Accept,
+    Op::Connect,
+    Op::Resolve,
+    Op::ResolveBind,
+];
+const SLOT_BITS: u32 = 28;
+
+fn token(op: Op, slot: u32, generation: u32) -> Token {
+    debug_assert!(slot < 1 << SLOT_BITS);
+    Token(((op as u64) << 60) | (u64::from(slot) << 32) | u64::from(generation))
+}
+
+fn named(token: Token) -> (Op, u32, u32) {
+    let slot = (token.0 >> 32) as u32 & ((1 << SLOT_BITS) - 1);
+    (OPS[(token.0 >> 60) as usize % OPS.len()], slot, token.0 as u32)
+}
+
+/// This shard's part of one socket.
+struct ShardSocket {
+    shared: Arc<SocketShared>,
+    /// This shard's view of the socket's log.
+    reader: log::Reader,
+    /// Its live links; each knows its place in here.
+    links: Vec<LinkKey>,
+    by_identity: std::collections::HashMap<crate::protocol::Identity, LinkKey>,
+    /// Newcomers with the identity of a live link, held until that has been probed.
+    held: Vec<LinkKey>,
+    /// All links, those that shake hands, drain or die included.
+    links_open: usize,
+    /// ROUNDROBIN: who gets what.
+    hub: Option<Hub>,
+    listeners: Vec<EndKey>,
+    dialers: Vec<EndKey>,
+    hand_over: HandOver,
+    /// Runs that found the receive queue full, in order.
+    stash: std::collections::VecDeque<Inbound>,
+    /// Links whose reading stopped because of that.
+    paused: Vec<LinkKey>,
+    /// Something happened in this turn that the application may wait for.
+    touched: bool,
+    /// Log room was made in this turn.
+    released: bool,
+    /// Where the next round over the links begins.
+    rotation: usize,
+    /// The publisher's wait that a timer is set for.
+    stall_timed: u64,
+    closing: Option<Closing>,
+}
+
+/// How a turn went, for whoever decides to spin, yield or sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Something was done.
+    Busy,
+    /// Nothing was.
+    Idle,
+    /// The shard was told to end, and has.
+    Stopped,
+}
+
+/// See the module's documentation.
+pub(crate) struct Shard {
+    backend: Box<dyn Backend>,
+    port: Arc<Port>,
+    index: u32,
+    rng: Rng,
+    now_ns: u64,
+    sockets: Vec<Option<ShardSocket>>,
+    links: Slab<Link>,
+    listeners: Slab<Listener>,
+    dialers: Slab<Dialer>,
+    alarms: Slab<Reply<()>>,
+    /// Counts tenants of all tables.
+    generation: u32,
+    timers: Timers<Timer>,
+    /// Sockets whose application is to be told at the end of the turn.
+    touched: Vec<SocketId>,
+    completions: Vec<Completion>,
+    /// Vectors that sends use again.
+    spare: Vec<Vec<Bytes>>,
+    /// Told to end as soon as the last socket has.
+    stopping: bool,
+}
+
+/// Completions of one backend turn are bounded by the backend; commands and dirty sockets by this.
+const INTAKE_MAX: usize = 1024;
+/// A turn later than this means that the process was stopped: what the peers sent meanwhile has not been read yet.
+const GAP_NS: u64 = 1_000_000_000;
+
+impl Shard {
+    pub(crate) fn new(backend: Box<dyn Backend>, port: Arc<Port>, index: u32, seed: u64) -> Shard {
+        port.doorbell().set_waker(backend.waker());
+        let now_ns = backend.now_ns();
+        Shard {
+            backend,
+            port,
+            index,
+            rng: Rng::new(seed),
+            now_ns,
+            sockets: Vec::new(),
+            links: Slab::new(),
+            listeners: Slab::new(),
+            dialers: Slab::new(),
+            alarms: Slab::new(),
+            generation: 0,
+            timers: Timers::new(),
+            touched: Vec::new(),
+            completions: Vec::with_capacity(1024),
+            spare: Vec::new(),
+            stopping: false,
+        }
+    }
+
+    /// One pass, with one visit to the kernel, which waits until `limit_ns` at most if `may_wait` and nothing is to be done.
+    ///
+    /// 1. Commands first: a socket that is opened here may have completions for it in this very turn.
+    /// 2. Then sockets whose logs have grown: their sends go out with this turn's visit to the kernel.
+    /// 3. The visit: submit, wait, reap. Before a wait the doorbell is armed and the queues are looked at once more.
+    /// 4. Completions before timers, so that a link whose bytes have arrived is never judged silent.
+    /// 5. Applications are told last, once per socket, when all that this turn brought is there to take.
+    pub(crate) fn turn(&mut self, may_wait: bool, limit_ns: u64) -> std::io::Result<Turn> {
+        let mut work = self.take_commands();
+        work += self.take_dirty();
+        if self.stopping && self.sockets.iter().all(Option::is_none) {
+            self.abandon();
+            return Ok(Turn::Stopped);
+        }
+
+        let mut deadline_ns = 0;
+        if may_wait && work == 0 {
+            self.port.doorbell().prepare_sleep();
+            if self.port.is_empty() {
+                deadline_ns = self.timers.next_ns().min(limit_ns);
+            }
+        }
+        let mut completions = std::mem::take(&mut self.completions);
+        let result = self.backend.turn(deadline_ns, &mut completions);
+        self.port.doorbell().awake();
+
+        let before_ns = self.now_ns;
+        self.now_ns = self.backend.now_ns();
+        work += completions.len();
+        for completion in completions.drain(..) {
+            self.complete(completion);
+        }
+        self.completions = completions;
+        result?;
+
+        if self.now_ns.saturating_sub(before_ns.max(deadline_ns.min(self.now_ns))) > GAP_NS && deadline_ns != u64::MAX {
+            self.forgive_gap();
+        }
+        work += self.fire_timers();
+        self.tell_applications();
+        Ok(if work > 0 { Turn::Busy } else { Turn::Idle })
+    }
+
+    /// When the shard wants to be stepped again though nothing arrives; `u64::MAX` if never.
+    pub(crate) fn next_deadline_ns(&self) -> u64 {
+        self.timers.next_ns()
+    }
+
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.backend.now_ns()
+    }
+
+    pub(crate) fn backend_counters(&self) -> crate::backend::Counters {
+        self.backend.counters()
+    }
+
+    /// Takes a command without the queue (inline).
+    pub(crate) fn command(&mut self, command: Command) {
+        self.now_ns = self.backend.now_ns();
+        match command {
+            Command::Open(shared, reader) => self.open(shared, reader),
+            Command::Bind { socket, target, options, reply } => self.bind(socket, target, options, reply),
+            Command::Connect { socket, target } => self.dial(socket, target),
+            Command::Resume(socket) => self.resume(socket),
+            Command::Alarm { after_ns, reply } => self.set_alarm(after_ns, reply),
+            Command::Close { socket, linger_ns, reply } => self.close_socket(socket, linger_ns, reply),
+            Command::Stop => self.stopping = true,
+        }
+    }
+
+    fn take_commands(&mut self) -> usize {
+        for n in 0..INTAKE_MAX {
+            match self.port.take() {
+                Some(command) => self.command(command),
+                None => return n,
+            }
+        }
+        INTAKE_MAX
+    }
+
+    fn take_dirty(&mut self) -> usize {
+        for n in 0..INTAKE_MAX {
+            match self.port.dirty.pop() {
+                Some(socket) => self.flush(socket),
+                None => return n,
+            }
+        }
+        INTAKE_MAX
+    }
+
+    fn open(&mut self, shared: Arc<SocketShared>, mut reader: log::Reader) {
+        let at = shared.id.index();
+        if self.sockets.len() <= at {
+            self.sockets.resize_with(at + 1, || None);
+        }
+        let hub = (shared.config.send_mode == SendMode::RoundRobin).then(|| Hub::new(reader.join()));
+        self.sockets[at] = Some(ShardSocket {
+            shared,
+            reader,
+            links: Vec::new(),
+            by_identity: std::collections::HashMap::new(),
+            held: Vec::new(),
+            links_open: 0,
+            hub,
+            listeners: Vec::new(),
+            dialers: Vec::new(),
+            hand_over: HandOver::default(),
+            stash: std::collections::VecDeque::new(),
+            paused: Vec::new(),
+            touched: false,
+            released: false,
+            rotation: 0,
+            stall_timed: 0,
+            closing: None,
+        });
+    }
+
+    fn socket(&mut self, id: SocketId) -> Option<&mut ShardSocket> {
+        self.sockets.get_mut(id.index())?.as_mut()
+    }
+
+    fn generation(&mut self) -> u32 {
+        self.generation = self.generation.wrapping_add(1);
+        self.generation
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        let (op, slot, generation) = named(completion.token);
+        let link = LinkKey { slot, generation };
+        let end = EndKey { slot, generation };
+        match (op, completion.outcome) {
+            (Op::LinkRecv, Outcome::Received(lease)) => self.received(link, lease),
+            (Op::LinkSend, Outcome::Sent { slices, bytes, error }) => self.sent(link, slices, bytes, error),
+            (Op::LinkRecv, Outcome::RecvEnded(result)) => self.recv_ended(link, result),
+            (Op::LinkFill, Outcome::Filled { buffer, result }) => self.filled(link, buffer, result),
+            (Op::LinkRead, Outcome::Read(result)) => self.shaken(link, result),
+            (Op::Accept, Outcome::Accepted { conn, peer }) => self.accepted(end, conn, peer),
+            (Op::Accept, Outcome::AcceptEnded(error)) => self.accept_ended(end, error),
+            (Op::Connect, Outcome::Connected(result)) => self.connected(end, result),
+            (Op::Resolve, Outcome::Resolved(result)) => self.resolved(end, result),
+            (Op::ResolveBind, Outcome::Resolved(result)) => self.bind_resolved(end, result),
+            (op, outcome) => debug_assert!(false, "{op:?} cannot end with {outcome:?}"),
+        }
+    }
+
+    fn fire_timers(&mut self) -> usize {
+        let mut fired = 0;
+        while let Some(timer) = self.timers.due(self.now_ns) {
+            fired += 1;
+            match timer {
+                Timer::Link(key) => self.link_due(key),
+                Timer::Dialer(key) => self.dialer_due(key),
+                Timer::Listener(key) => self.listener_due(key),
+                Timer::Stall(socket, wait) => self.stall_due(socket, wait),
+                Timer::Close(socket) => self.close_due(socket),
+                Timer::Alarm(key) => self.alarm_due(key),
+            }
+        }
+        fired
+    }
+
+    fn set_alarm(&mut self, after_ns: u64, reply: Reply<()>) {
+        let key = EndKey { slot: self.alarms.insert(reply) as u32, generation: 0 };
+        self.timers.set(self.now_ns.saturating_add(after_ns).min(u64::MAX - 1), Timer::Alarm(key));
+    }
+
+    fn alarm_due(&mut self, key: EndKey) {
+        if let Some(reply) = self.alarms.try_remove(key.slot as usize) {
+            reply.answer(());
+        }
+    }
+
+    /// Notes that something happened to a socket that its application may wait for.
+    fn touch(&mut self, id: SocketId) {
+        if let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut)
+            && !std::mem::replace(&mut socket.touched, true)
+        {
+            self.touched.push(id);
+        }
+    }
+
+    fn tell_applications(&mut self) {
+        while let Some(id) = self.touched.pop() {
+            let Some(socket) = self.socket(id) else { continue };
+            socket.touched = false;
+            if std::mem::take(&mut socket.released) {
+                socket.shared.room.notify(usize::MAX);
+            }
+            if socket.closing.is_some() {
+                self.check_closing(id);
+            }
+        }
+    }
+
+    /// A gap in time of our own making is no silence of the peers.
+    fn forgive_gap(&mut self) {
+        for (_, link) in &mut self.links {
+            link.liveness.handle_gap(self.now_ns);
+        }
+    }
+
+    /// Ends everything at once: what was not drained is lost to this engine's sockets, which learn that it stopped.
+    pub(crate) fn abandon(&mut self) {
+        for socket in self.sockets.iter_mut().filter_map(Option::take) {
+            if let Some(closing) = socket.closing {
+                closing.answer(&socket.shared, 0);
+            }
+            socket.shared.enter_phase(Phase::EngineStopped);
+        }
+        self.port.end();
+    }
+}

@@ -1,0 +1,220 @@
+//! The way in: leased buffers from the backend, through the link's deframer, into the socket's receive queue, one entry per
+//! completion. A queue that is full stops the reading of the links that fill it, and TCP slows their senders.
+
+use bytes::{Bytes, BytesMut};
+
+use super::link::{Reading, State};
+use super::{DisconnectReason, Inbound, LinkKey, Op, Shard, SocketId, token};
+use crate::backend::{self, Lease};
+use crate::protocol::{self, FrameError};
+use crate::shard::stats::Counters;
+
+/// The rest of a frame that is longer than this is received straight into its final buffer.
+const FILL_FROM_BYTES: usize = 64 * 1024;
+
+impl Shard {
+    /// Arms the receiving of a link that does not receive.
+    pub(super) fn read_on(&mut self, key: LinkKey) {
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        if link.reading != Reading::Idle || link.paused {
+            return;
+        }
+        if link.is_live() && link.deframer.missing().is_some_and(|missing| missing >= FILL_FROM_BYTES) {
+            link.reading = Reading::Filling;
+            let buffer = link.deframer.lend();
+            self.backend.recv_into(link.conn, buffer, token(Op::LinkFill, key.slot, key.generation));
+        } else {
+            link.reading = Reading::Streaming;
+            self.backend.recv(link.conn, token(Op::LinkRecv, key.slot, key.generation));
+        }
+    }
+
+    /// Bytes have come.
+    pub(super) fn received(&mut self, key: LinkKey, lease: Lease) {
+        let (now_ns, shard) = (self.now_ns, self.index);
+        let slabs = self.backend.slabs();
+        let Some(link) = self.links.get_mut(key.slot as usize).filter(|link| link.generation == key.generation) else {
+            return;
+        };
+        let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
+        Counters::add(&socket.shared.counters.bytes_received, lease.len() as u64);
+        if !link.is_live() {
+            return;
+        }
+        let id = link.socket;
+        link.heard = true;
+        let recovered = link.liveness.handle_received(now_ns);
+        let identity = link.identity;
+        let result = link.deframer.feed(&lease, |_msg_id| {});
+        let scan = match result {
+            Ok(scan) => scan,
+            Err(error) => return self.too_long(key, error),
+        };
+        let fill = link.reading == Reading::Streaming
+            && link.deframer.missing().is_some_and(|missing| missing >= FILL_FROM_BYTES);
+        if fill {
+            link.reading = Reading::Stopping;
+        }
+        Counters::add(&socket.shared.counters.received, u64::from(scan.messages));
+        if scan.needs_ack {
+            let assembled = scan.assembled.as_deref().unwrap_or_default();
+            acknowledge(assembled, &mut link.control);
+            acknowledge(&lease[scan.run.clone()], &mut link.control);
+        }
+        if scan.messages > 0 {
+            if let Some(frames) = scan.assembled {
+                socket.stash.push_back(Inbound { identity, link: key, shard, frames });
+            }
+            if !scan.run.is_empty() {
+                let frames = socket.hand_over.frames(lease, scan.run, slabs);
+                socket.stash.push_back(Inbound { identity, link: key, shard, frames });
+            }
+            self.hand_over(id, Some(key));
+        }
+        if scan.needs_ack {
+            self.pump(key);
+        }
+        if fill {
+            self.backend.cancel(token(Op::LinkRecv, key.slot, key.generation));
+        }
+        if recovered {
+            self.recovered(id, identity);
+        }
+    }
+
+    /// One receive into a large frame's buffer has ended.
+    pub(super) fn filled(&mut self, key: LinkKey, buffer: BytesMut, result: std::io::Result<usize>) {
+        let (now_ns, shard) = (self.now_ns, self.index);
+        let Some(link) = self.links.get_mut(key.slot as usize).filter(|link| link.generation == key.generation) else {
+            return;
+        };
+        link.reading = Reading::Idle;
+        let id = link.socket;
+        let whole: Option<Bytes> = link.deframer.restore(buffer);
+        match result {
+            _ if matches!(link.state, State::Dying) => return self.bury(key),
+            Ok(0) => return self.die(key, DisconnectReason::ClosedByPeer),
+            Err(error) if !backend::is_cancelled(&error) => return self.failed(key, &error),
+            Err(_) => {}
+            Ok(bytes) => {
+                link.heard = true;
+                let recovered = link.liveness.handle_received(now_ns);
+                let identity = link.identity;
+                if let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) {
+                    Counters::add(&socket.shared.counters.bytes_received, bytes as u64);
+                    if let Some(frames) = whole
+                        && link.is_live()
+                    {
+                        acknowledge(&frames, &mut link.control);
+                        if protocol::payload_of(&frames).is_some() {
+                            Counters::add(&socket.shared.counters.received, 1);
+                            socket.stash.push_back(Inbound { identity, link: key, shard, frames });
+                        }
+                        self.hand_over(id, Some(key));
+                        self.pump(key);
+                    }
+                }
+                if recovered {
+                    self.recovered(id, identity);
+                }
+            }
+        }
+        self.read_on(key);
+    }
+
+    /// Receiving has ended: because it was stopped, at the peer's end, or in an error.
+    pub(super) fn recv_ended(&mut self, key: LinkKey, result: std::io::Result<()>) {
+        let Some(link) = self.link(key) else { return };
+        let stopping = link.reading == Reading::Stopping;
+        link.reading = Reading::Idle;
+        match (&link.state, result) {
+            (State::Dying, _) => self.bury(key),
+            (State::Live, Ok(())) => self.die(key, DisconnectReason::ClosedByPeer),
+            (State::Live, Err(error)) if backend::is_cancelled(&error) => {
+                if !stopping {
+                    tracing::warn!("a receive ended as cancelled though nobody cancelled it: armed again");
+                }
+                self.read_on(key);
+            }
+            (State::Live, Err(error)) => self.failed(key, &error),
+            (State::Draining { .. }, Err(error)) if backend::is_cancelled(&error) => self.read_on(key),
+            _ => self.end(key),
+        }
+    }
+
+    fn too_long(&mut self, key: LinkKey, error: FrameError) {
+        let FrameError::TooLong { len, .. } = error;
+        self.die(key, DisconnectReason::FrameTooLong { bytes: u64::from(len) });
+    }
+
+    fn recovered(&mut self, id: SocketId, identity: crate::protocol::Identity) {
+        if let Some(socket) = self.socket(id) {
+            super::shared::report(&socket.shared, super::Event::Recovered { identity });
+        }
+    }
+
+    /// Moves what arrived to the receive queue; what does not fit waits here, and the link it came from is not read until it does.
+    fn hand_over(&mut self, id: SocketId, from: Option<LinkKey>) {
+        let now_ns = self.now_ns;
+        let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
+        let mut full = false;
+        while let Some(run) = socket.stash.pop_front() {
+            let bytes = run.frames.len();
+            if let Err(run) = socket.shared.inbox.push(run, bytes) {
+                socket.stash.push_front(run);
+                // After this mark the application's next release calls back; one that came just before is seen by the retry.
+                if full {
+                    break;
+                }
+                socket.shared.inbox.mark_starved();
+                full = true;
+                continue;
+            }
+            full = false;
+        }
+        let stop = if socket.stash.is_empty() { None } else { from };
+        if let Some(key) = stop
+            && let Some(link) = self.links.get_mut(key.slot as usize)
+            && !link.paused
+        {
+            link.paused = true;
+            link.liveness.pause(now_ns);
+            socket.paused.push(key);
+            Counters::add(&socket.shared.counters.receive_pauses, 1);
+            if link.reading == Reading::Streaming {
+                link.reading = Reading::Stopping;
+                self.backend.cancel(token(Op::LinkRecv, key.slot, key.generation));
+            }
+        }
+        self.touch(id);
+    }
+
+    /// The application has made room.
+    pub(super) fn resume(&mut self, id: SocketId) {
+        let now_ns = self.now_ns;
+        self.hand_over(id, None);
+        let Some(socket) = self.socket(id) else { return };
+        if !socket.stash.is_empty() {
+            return;
+        }
+        for key in std::mem::take(&mut socket.paused) {
+            if let Some(link) = self.link(key) {
+                link.paused = false;
+                link.liveness.resume(now_ns);
+                let due_ns = link.liveness.deadline_ns();
+                self.timers.set(due_ns, super::Timer::Link(key));
+                self.read_on(key);
+            }
+        }
+    }
+}
+
+/// Answers each DATA_REQ of a run with its ACK, on the link where it came.
+fn acknowledge(run: &[u8], control: &mut BytesMut) {
+    let mut at = 0;
+    while let Some(message) = protocol::next_message(run, &mut at) {
+        if let Some(id) = message.msg_id {
+            control.extend_from_slice(&protocol::ack(id));
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The same socket with calls that block the thread, for programs without a runtime. It lives on the same engine, and both kinds of
+//! handle may be used on one socket.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{
+    Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Payload, RecvError, SendError,
+    SocketBuilder, TryRecvError, TrySendError, WaitError, bound, wait,
+};
+use crate::backend::Address;
+use crate::protocol::Identity;
+use crate::shard::{Event, Message, Phase, Stats};
+
+/// A [`Socket`](crate::Socket) whose calls block. Clones are handles to the same socket.
+///
+/// ```
+/// use aiomsg_uring::blocking::Socket;
+/// use std::time::Duration;
+///
+/// let server = Socket::new()?;
+/// let address = server.bind("127.0.0.1:0")?;
+/// let client = Socket::new()?;
+/// client.connect(&address)?;
+/// client.send("hello")?;
+/// assert_eq!(server.recv_timeout(Duration::from_secs(10))?, "hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Socket {
+    socket: super::Socket,
+}
+
+impl From<super::Socket> for Socket {
+    fn from(socket: super::Socket) -> Socket {
+        Socket { socket }
+    }
+}
+
+impl From<Socket> for super::Socket {
+    fn from(socket: Socket) -> super::Socket {
+        socket.socket
+    }
+}
+
+impl Socket {
+    /// A socket with all defaults, see [`Socket::new`](crate::Socket::new).
+    ///
+    /// # Errors
+    /// When the global engine does not start.
+    pub fn new() -> Result<Socket, BuildError> {
+        super::Socket::new().map(Socket::from)
+    }
+
+    /// Settings; end with [`build_blocking`](SocketBuilder::build_blocking).
+    pub fn builder() -> SocketBuilder {
+        SocketBuilder::default()
+    }
+
+    /// Listens on an endpoint, see [`Socket::bind`](crate::Socket::bind).
+    ///
+    /// # Errors
+    /// When the text names no place, the system refuses, or the socket is closed.
+    pub fn bind<E>(&self, endpoint: E) -> Result<Address, BindError>
+    where
+        E: TryInto<Endpoint>,
+        EndpointError: From<E::Error>,
+    {
+        let (reply, endpoint) = self.socket.start_bind(endpoint)?;
+        wait::answer_blocking(&reply, self.socket.shared())
+            .map_or(Err(BindError::Closed), |result| bound(result, endpoint))
+    }
+
+    /// Connects for the socket's life, see [`Socket::connect`](crate::Socket::connect).
+    ///
+    /// # Errors
+    /// When the text names no place, or the socket is closed.
+    pub fn connect<E>(&self, endpoint: E) -> Result<(), ConnectError>
+    where
+        E: TryInto<Endpoint>,
+        EndpointError: From<E::Error>,
+    {
+        self.socket.start_connect(endpoint)
+    }
+
+    /// Sends a message; blocks while the log is full.
+    ///
+    /// # Errors
+    /// When the message is too long, or the socket is closed.
+    pub fn send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
+        self.send_until(message.into(), None)
+    }
+
+    /// Sends a message; blocks for at most `timeout` while the log is full.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and [`SendError::TimedOut`].
+    pub fn send_timeout<'a>(&self, message: impl Into<Payload<'a>>, timeout: Duration) -> Result<(), SendError> {
+        self.send_until(message.into(), Instant::now().checked_add(timeout))
+    }
+
+    fn send_until(&self, mut payload: Payload<'_>, deadline: Option<Instant>) -> Result<(), SendError> {
+        loop {
+            payload = match self.try_send(payload) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Never(error)) => return Err(error),
+                Err(TrySendError::Full(payload)) => payload,
+            };
+            let wait = wait::Room::new(self.socket.shared());
+            payload = match self.try_send(payload) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Never(error)) => return Err(error),
+                Err(TrySendError::Full(payload)) => payload,
+            };
+            if !wait.block(deadline) {
+                return Err(SendError::TimedOut);
+            }
+        }
+    }
+
+    /// Sends a message if there is room for it now, see [`Socket::try_send`](crate::Socket::try_send).
+    ///
+    /// # Errors
+    /// When there is no room, with the message; when it is too long; or when the socket is closed.
+    pub fn try_send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), TrySendError<'a>> {
+        self.socket.try_send(message)
+    }
+
+    /// The next message from any peer; blocks until there is one.
+    ///
+    /// # Errors
+    /// When the socket is closed and all that had arrived was taken.
+    pub fn recv(&self) -> Result<Bytes, RecvError> {
+        self.next(None, super::Socket::try_message).map(|message: Message| message.payload).map_err(ended)
+    }
+
+    /// The next message; blocks for at most `timeout`.
+    ///
+    /// # Errors
+    /// [`TryRecvError::Empty`] when none came in time, or as [`recv`](Self::recv).
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<Bytes, TryRecvError> {
+        self.next(Instant::now().checked_add(timeout), super::Socket::try_message).map(|message| message.payload)
+    }
+
+    /// The next message and who sent it; blocks until there is one.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn recv_identity(&self) -> Result<(Identity, Bytes), RecvError> {
+        self.next(None, super::Socket::try_message).map(|m: Message| (m.identity, m.payload)).map_err(ended)
+    }
+
+    /// The next message and who sent it; blocks for at most `timeout`.
+    ///
+    /// # Errors
+    /// As [`recv_timeout`](Self::recv_timeout).
+    pub fn recv_identity_timeout(&self, timeout: Duration) -> Result<(Identity, Bytes), TryRecvError> {
+        let deadline = Instant::now().checked_add(timeout);
+        self.next(deadline, super::Socket::try_message).map(|m| (m.identity, m.payload))
+    }
+
+    /// The messages of one peer that have arrived together; blocks until there are some.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn recv_batch(&self) -> Result<Batch, RecvError> {
+        self.next(None, super::Socket::try_recv_batch).map_err(ended)
+    }
+
+    /// The messages of one peer that have arrived together; blocks for at most `timeout`.
+    ///
+    /// # Errors
+    /// As [`recv_timeout`](Self::recv_timeout).
+    pub fn recv_batch_timeout(&self, timeout: Duration) -> Result<Batch, TryRecvError> {
+        self.next(Instant::now().checked_add(timeout), super::Socket::try_recv_batch)
+    }
+
+    /// The next message if one is there, see [`Socket::try_recv`](crate::Socket::try_recv).
+    ///
+    /// # Errors
+    /// When none is there, or none will come any more.
+    pub fn try_recv(&self) -> Result<Bytes, TryRecvError> {
+        self.socket.try_recv()
+    }
+
+    fn next<T>(
+        &self,
+        deadline: Option<Instant>,
+        take: impl Fn(&super::Socket) -> Result<T, TryRecvError>,
+    ) -> Result<T, TryRecvError> {
+        loop {
+            match take(&self.socket) {
+                Err(TryRecvError::Empty) => {}
+                other => return other,
+            }
+            let arrival = wait::Arrival::new(self.socket.shared(), &self.socket.inner.waiting);
+            match take(&self.socket) {
+                Err(TryRecvError::Empty) => {}
+                other => return other,
+            }
+            if !arrival.block(deadline) {
+                return Err(TryRecvError::Empty);
+            }
+        }
+    }
+
+    /// All messages, until the socket is closed.
+    pub fn messages(&self) -> impl Iterator<Item = Bytes> + '_ {
+        std::iter::from_fn(|| self.recv().ok())
+    }
+
+    /// All messages with who sent them, until the socket is closed.
+    pub fn identity_messages(&self) -> impl Iterator<Item = (Identity, Bytes)> + '_ {
+        std::iter::from_fn(|| self.recv_identity().ok())
+    }
+
+    /// The name by which peers know this socket.
+    pub fn identity(&self) -> Identity {
+        self.socket.identity()
+    }
+
+    /// The peers that are connected now.
+    pub fn peers(&self) -> Vec<Identity> {
+        self.socket.peers()
+    }
+
+    /// Blocks until `n` peers or more are connected.
+    ///
+    /// # Errors
+    /// When they are not within `timeout`, or the socket is closed.
+    pub fn wait_for_peers(&self, n: usize, timeout: Duration) -> Result<(), WaitError> {
+        let deadline = Instant::now().checked_add(timeout);
+        let shared = self.socket.shared();
+        loop {
+            let changed = shared.peers.changed.listen();
+            let peers = shared.peers.count();
+            if peers >= n {
+                return Ok(());
+            }
+            if shared.phase() != Phase::Open || !wait::block(changed, deadline) {
+                return Err(WaitError { peers: shared.peers.count(), wanted: n });
+            }
+        }
+    }
+
+    /// The next event; blocks for at most `timeout`.
+    pub fn event_timeout(&self, timeout: Duration) -> Option<Event> {
+        let deadline = Instant::now().checked_add(timeout);
+        let shared = self.socket.shared();
+        loop {
+            let arrived = shared.events.arrived.listen();
+            if let Some(event) = shared.events.pop() {
+                return Some(event);
+            }
+            if shared.phase() >= Phase::Closed || !wait::block(arrived, deadline) {
+                return None;
+            }
+        }
+    }
+
+    /// The next event if there is one.
+    pub fn try_event(&self) -> Option<Event> {
+        self.socket.try_event()
+    }
+
+    /// The socket's counters now.
+    pub fn stats(&self) -> Stats {
+        self.socket.stats()
+    }
+
+    /// Ends the socket for all its handles, see [`Socket::close`](crate::Socket::close).
+    pub fn close(&self) -> CloseReport {
+        let replies = self.socket.start_close();
+        CloseReport { undelivered: replies.iter().map(wait::done_blocking).sum() }
+    }
+}
+
+/// A wait without a deadline ends only with the socket.
+fn ended(error: TryRecvError) -> RecvError {
+    match error {
+        TryRecvError::Never(error) => error,
+        TryRecvError::Empty => RecvError::Closed,
+    }
+}

@@ -1,0 +1,199 @@
+//! How a socket is set up. Each limit says what it bounds, what it costs and what happens beyond it.
+
+use std::time::Duration;
+
+use super::error::BuildError;
+use super::{Socket, blocking, inline};
+use crate::engine::Engine;
+use crate::protocol::Identity;
+use crate::shard::{DeliveryGuarantee, KIB, MIB, SendMode, SocketConfig, nanos};
+
+/// Settings of a socket, to begin with the defaults.
+///
+/// ```
+/// use aiomsg_uring::{SendMode, Socket};
+///
+/// let socket = Socket::builder().send_mode(SendMode::RoundRobin).log_bytes_max(64 << 20).build()?;
+/// # Ok::<(), aiomsg_uring::BuildError>(())
+/// ```
+#[derive(Clone, Default)]
+#[must_use]
+pub struct SocketBuilder {
+    config: SocketConfig,
+    identity: Option<Identity>,
+    engine: Option<Engine>,
+}
+
+impl SocketBuilder {
+    /// To whom a message goes (default [`SendMode::Publish`]).
+    pub fn send_mode(mut self, mode: SendMode) -> Self {
+        self.config.send_mode = mode;
+        self
+    }
+
+    /// What is promised of each message (default [`DeliveryGuarantee::AtMostOnce`]).
+    pub fn delivery_guarantee(mut self, guarantee: DeliveryGuarantee) -> Self {
+        self.config.delivery = guarantee;
+        self
+    }
+
+    /// The name by which peers know this socket, stable for its life and across reconnections (default: 16 random bytes).
+    pub fn identity(mut self, identity: Identity) -> Self {
+        self.identity = Some(identity);
+        self
+    }
+
+    /// The engine whose threads serve the socket (default [`Engine::global`]).
+    pub fn engine(mut self, engine: &Engine) -> Self {
+        self.engine = Some(engine.clone());
+        self
+    }
+
+    /// Bytes of outbound log, framing included (default 32 MiB, at least 1 MiB and four times what is rounded up to 64 KiB chunks):
+    /// what is sent and not yet handed to the kernel for all peers, and what is kept while there is none. Memory is taken as
+    /// needed and kept for reuse. When it is full `send` waits, and `try_send` gives the message back.
+    pub fn log_bytes_max(mut self, bytes: usize) -> Self {
+        self.config.log_bytes_max = bytes;
+        self
+    }
+
+    /// Bytes received that the application has not taken (default 16 MiB). When they are reached, the connections that go on
+    /// sending are not read any more, and TCP slows their senders. One completion more per connection may arrive (256 KiB).
+    pub fn receive_bytes_max(mut self, bytes: usize) -> Self {
+        self.config.receive_bytes_max = bytes;
+        self
+    }
+
+    /// Bytes of one message, either way (default 16 MiB, at most half of `log_bytes_max`). A longer one is refused by `send`; a
+    /// peer that announces one is disconnected. Memory for a received message grows as its bytes arrive, never on a peer's word.
+    pub fn message_bytes_max(mut self, bytes: usize) -> Self {
+        self.config.message_bytes_max = bytes;
+        self
+    }
+
+    /// Connections, those that still shake hands included (default 20,000; less than 4 KiB each while idle). More are closed at
+    /// the door.
+    pub fn peers_max(mut self, peers: usize) -> Self {
+        self.config.peers_max = peers;
+        self
+    }
+
+    /// Events kept for a slow reader (default 1024, about 100 bytes each); more are counted as missed.
+    pub fn events_max(mut self, events: usize) -> Self {
+        self.config.events_max = events;
+        self
+    }
+
+    /// How long a connection may take for its HELLO (default 5 s); then it is closed.
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.config.handshake_ns = nanos(timeout);
+        self
+    }
+
+    /// After how long without sending anything a HEARTBEAT goes out (default 5 s). A peer silent for 1.2 times this is suspect.
+    pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
+        self.config.heartbeat_ns = nanos(interval);
+        self
+    }
+
+    /// After how long without receiving anything a connection is dead (default 15 s).
+    pub fn receive_timeout(mut self, timeout: Duration) -> Self {
+        self.config.timeout_ns = nanos(timeout);
+        self
+    }
+
+    /// How long `close`, and the drop of the last handle, let what was sent drain (default 1 s). Messages kept for a peer that is
+    /// not there count.
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.config.linger_ns = nanos(linger);
+        self
+    }
+
+    /// Under PUBLISH: how long a peer may hold a publisher whose log is full (default 1 s). Then it is disconnected, what it misses
+    /// is counted and told, and all others go on.
+    pub fn publish_stall_max(mut self, bound: Duration) -> Self {
+        self.config.publish_stall_ns = nanos(bound);
+        self
+    }
+
+    /// The delay before a connecting end tries again (default 100 ms), doubling up to a maximum (default 3 s), with jitter.
+    pub fn reconnect_delay(mut self, min: Duration, max: Duration) -> Self {
+        self.config.reconnect_min_ns = nanos(min);
+        self.config.reconnect_max_ns = nanos(max);
+        self
+    }
+
+    /// The kernel's send buffer of each connection, in bytes. By default the system sizes it (Linux: up to `net.ipv4.tcp_wmem`'s
+    /// maximum, often 4 MiB, which is what a stalled peer can hold).
+    pub fn send_buffer_bytes(mut self, bytes: usize) -> Self {
+        self.config.options.send_buffer_bytes = Some(bytes);
+        self
+    }
+
+    /// The kernel's receive buffer of each connection, in bytes. By default the system sizes it.
+    pub fn recv_buffer_bytes(mut self, bytes: usize) -> Self {
+        self.config.options.recv_buffer_bytes = Some(bytes);
+        self
+    }
+
+    /// Builds the socket.
+    ///
+    /// # Errors
+    /// When settings contradict each other, or the engine has no room or does not start.
+    pub fn build(self) -> Result<Socket, BuildError> {
+        let engine = match &self.engine {
+            Some(engine) => engine.clone(),
+            None => Engine::global().map_err(BuildError::Engine)?,
+        };
+        let (identity, config) = self.checked()?;
+        let (shared, appender) = engine.open(identity, config)?;
+        Ok(Socket::new_on(engine, shared, appender))
+    }
+
+    /// Builds the socket with blocking calls.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn build_blocking(self) -> Result<blocking::Socket, BuildError> {
+        self.build().map(blocking::Socket::from)
+    }
+
+    /// Builds the socket on an engine that the calling thread drives.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn build_inline(self, engine: &inline::Engine) -> Result<inline::Socket, BuildError> {
+        let (identity, config) = self.checked()?;
+        inline::Socket::open(engine, identity, config)
+    }
+
+    fn checked(self) -> Result<(Identity, SocketConfig), BuildError> {
+        let config = self.config;
+        let limit = |setting, problem: &str| Err(BuildError::Limit { setting, problem: problem.to_owned() });
+        if config.delivery == DeliveryGuarantee::AtLeastOnce {
+            return Err(match config.send_mode {
+                SendMode::Publish => BuildError::PublishAtLeastOnce,
+                SendMode::RoundRobin => BuildError::AtLeastOnceUnsupported,
+            });
+        }
+        if config.log_bytes_max < MIB {
+            return limit("log_bytes_max", "is below 1 MiB: a log works in chunks of up to 256 KiB and needs four of them");
+        }
+        if config.message_bytes_max == 0 || config.message_bytes_max > config.log_bytes_max / 2 {
+            return limit("message_bytes_max", "must be from 1 to half of log_bytes_max, so that a message always fits");
+        }
+        if config.receive_bytes_max < 64 * KIB {
+            return limit("receive_bytes_max", "is below 64 KiB");
+        }
+        if config.peers_max == 0 {
+            return limit("peers_max", "is 0");
+        }
+        if config.heartbeat_ns == 0 || config.timeout_ns <= config.heartbeat_ns {
+            return limit("receive_timeout", "must be longer than heartbeat_interval, or live peers would be cut off");
+        }
+        if config.reconnect_min_ns == 0 || config.reconnect_max_ns < config.reconnect_min_ns {
+            return limit("reconnect_delay", "needs a minimum above zero and a maximum not below it");
+        }
+        Ok((self.identity.unwrap_or_else(Identity::random), config))
+    }
+}

@@ -1,0 +1,242 @@
+//! What can go wrong with a socket, and what to do about it. Nothing that a peer sends is an error here: that ends in an
+//! [`Event`](crate::Event).
+
+use std::fmt;
+
+use super::endpoint::EndpointError;
+use super::payload::Payload;
+use crate::engine::{EngineError, OpenError};
+
+/// Why a socket could not be built.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// PUBLISH with AT_LEAST_ONCE: to whom should a message go that one of many peers has not acknowledged, and for how long?
+    PublishAtLeastOnce,
+    /// AT_LEAST_ONCE is not there yet.
+    AtLeastOnceUnsupported,
+    /// A limit that does not go with the others.
+    Limit {
+        /// Which setting.
+        setting: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The engine has as many sockets as it may.
+    TooManySockets {
+        /// The engine's `sockets_max`.
+        sockets_max: usize,
+    },
+    /// The default engine could not be started.
+    Engine(EngineError),
+    /// The engine has ended.
+    EngineStopped,
+}
+
+impl From<OpenError> for BuildError {
+    fn from(error: OpenError) -> BuildError {
+        match error {
+            OpenError::TooManySockets(sockets_max) => BuildError::TooManySockets { sockets_max },
+            OpenError::EngineStopped => BuildError::EngineStopped,
+        }
+    }
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PublishAtLeastOnce => f.write_str(
+                "AT_LEAST_ONCE cannot be combined with PUBLISH: acknowledgement is between two sockets; use ROUNDROBIN, or send by identity",
+            ),
+            Self::AtLeastOnceUnsupported => f.write_str("AT_LEAST_ONCE is not supported yet: use AT_MOST_ONCE"),
+            Self::Limit { setting, problem } => write!(f, "{setting} {problem}"),
+            Self::TooManySockets { sockets_max } => {
+                write!(f, "the engine has {sockets_max} sockets already: raise sockets_max, or use another engine")
+            }
+            Self::Engine(error) => write!(f, "the default engine did not start: {error}"),
+            Self::EngineStopped => f.write_str("the engine has stopped"),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {}
+
+/// Why an endpoint could not be bound.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The text names no place.
+    Endpoint(EndpointError),
+    /// The system refused.
+    Io {
+        /// Where to.
+        endpoint: String,
+        /// What it said.
+        error: std::io::Error,
+    },
+    /// The socket is closed.
+    Closed,
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Endpoint(error) => error.fmt(f),
+            Self::Io { endpoint, error } => {
+                let hint = match error.kind() {
+                    std::io::ErrorKind::AddrInUse => "; another program listens there: choose another port, or 0 for a free one",
+                    std::io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+                    std::io::ErrorKind::PermissionDenied => "; ports below 1024 need the right to bind them",
+                    _ => "",
+                };
+                write!(f, "cannot bind {endpoint}: {error}{hint}")
+            }
+            Self::Closed => f.write_str("the socket is closed"),
+        }
+    }
+}
+
+impl std::error::Error for BindError {}
+
+/// Why an endpoint cannot be connected to. That nobody listens there yet is no error: the socket tries again for its life.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The text names no place.
+    Endpoint(EndpointError),
+    /// The socket is closed.
+    Closed,
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Endpoint(error) => error.fmt(f),
+            Self::Closed => f.write_str("the socket is closed"),
+        }
+    }
+}
+
+impl std::error::Error for ConnectError {}
+
+/// Why a message was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SendError {
+    /// It is longer than `message_bytes_max`.
+    TooLong {
+        /// Its length in bytes.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// The socket is closed.
+    Closed,
+    /// The engine has stopped.
+    EngineStopped,
+    /// No room within the given time (only calls that take one).
+    TimedOut,
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong { bytes, bytes_max } => {
+                write!(f, "a message of {bytes} bytes is over message_bytes_max ({bytes_max}): raise it, at the receiver too")
+            }
+            Self::Closed => f.write_str("the socket is closed"),
+            Self::EngineStopped => f.write_str("the engine has stopped"),
+            Self::TimedOut => f.write_str("the log stayed full: the peers do not keep up, or there are none"),
+        }
+    }
+}
+
+impl std::error::Error for SendError {}
+
+/// Why a message was not accepted at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TrySendError<'a> {
+    /// The log is full; here is the message back.
+    Full(Payload<'a>),
+    /// It never will be.
+    Never(SendError),
+}
+
+impl fmt::Display for TrySendError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full(_) => f.write_str("the log is full"),
+            Self::Never(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for TrySendError<'_> {}
+
+/// Why no message will come any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RecvError {
+    /// The socket is closed, and all that had arrived was taken.
+    Closed,
+    /// The engine has stopped, and all that had arrived was taken.
+    EngineStopped,
+}
+
+impl fmt::Display for RecvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "the socket is closed",
+            Self::EngineStopped => "the engine has stopped",
+        })
+    }
+}
+
+impl std::error::Error for RecvError {}
+
+/// Why no message came now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TryRecvError {
+    /// None is there, or none came within the given time.
+    Empty,
+    /// None will come any more.
+    Never(RecvError),
+}
+
+impl fmt::Display for TryRecvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("no message is there"),
+            Self::Never(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for TryRecvError {}
+
+/// Fewer peers than asked for connected in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitError {
+    /// How many are connected.
+    pub peers: usize,
+    /// How many were asked for.
+    pub wanted: usize,
+}
+
+impl fmt::Display for WaitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} peers connected in time", self.peers, self.wanted)
+    }
+}
+
+impl std::error::Error for WaitError {}
+
+/// How a socket's end went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CloseReport {
+    /// Messages that were accepted and not handed to the kernel within the linger time, each once for each peer that misses it.
+    pub undelivered: u64,
+}

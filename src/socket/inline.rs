@@ -1,0 +1,442 @@
+//! Sockets without a thread: the thread that uses them drives their engine. The shortest path there is, for one core that does
+//! everything itself; not `Send`.
+//!
+//! `send` only appends. What was appended goes out when the engine is driven next: in any call that waits, in [`Engine::poll`], in
+//! [`Socket::flush`], or by itself once 256 KiB are unsent. An application that goes quiet calls `flush`, and drives the engine
+//! again by [`Engine::next_deadline`], so that heartbeats go out.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{
+    Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Payload, RecvError, SendError,
+    TryRecvError, TrySendError, WaitError, bound, core,
+};
+use crate::backend::Address;
+use crate::engine::inline::InlineEngine;
+use crate::engine::{EngineBuilder, EngineError, EngineInfo};
+use crate::log::Appender;
+use crate::protocol::Identity;
+use crate::shard::{Command, Event, Message, Reply, SocketConfig, SocketId, SocketShared, Stats, Walker, nanos};
+
+/// Bytes appended after which `send` sends by itself: one chunk, what one operation takes.
+const FLUSH_BYTES: usize = 256 * 1024;
+
+/// An engine that the calling thread drives. Clones share it.
+///
+/// ```
+/// use aiomsg_uring::{Socket, inline};
+/// use std::time::Duration;
+///
+/// let engine = inline::Engine::new()?;
+/// let publisher = Socket::builder().build_inline(&engine)?;
+/// let address = publisher.bind("127.0.0.1:0")?;
+/// let subscriber = Socket::builder().build_inline(&engine)?;
+/// subscriber.connect(&address)?;
+/// publisher.wait_for_peers(1, Duration::from_secs(10))?;
+/// publisher.send("hello")?;
+/// assert_eq!(subscriber.recv(Some(Duration::from_secs(10)))?, "hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Engine {
+    inner: InlineEngine,
+    /// The sockets that live on it, in the order of their numbers.
+    sockets: Rc<RefCell<BTreeMap<SocketId, Rc<Place>>>>,
+}
+
+impl Engine {
+    /// An engine with all defaults.
+    ///
+    /// # Errors
+    /// When no backend is to be had.
+    pub fn new() -> Result<Engine, EngineError> {
+        EngineBuilder::default().build_inline().map(Engine::from)
+    }
+
+    /// Settings; end with [`build_inline`](EngineBuilder::build_inline).
+    pub fn builder() -> EngineBuilder {
+        EngineBuilder::default()
+    }
+
+    /// Which backend was chosen, and why.
+    pub fn info(&self) -> &EngineInfo {
+        self.inner.info()
+    }
+
+    /// Drives all sockets of the engine once: sends what was appended, receives, keeps connections alive. Waits until something
+    /// happens, for at most `timeout` (`None`: for ever; zero: not at all). Puts into `ready` the sockets with messages to take,
+    /// those that were there before included.
+    ///
+    /// # Errors
+    /// When the backend is broken; all sockets of the engine have then ended.
+    pub fn poll(&self, timeout: Option<Duration>, ready: &mut Vec<SocketId>) -> Result<(), EngineError> {
+        ready.clear();
+        self.collect(ready);
+        let deadline_ns = if ready.is_empty() { self.deadline_ns(timeout) } else { 0 };
+        self.flush_all();
+        self.inner.turn(deadline_ns)?;
+        ready.clear();
+        self.collect(ready);
+        Ok(())
+    }
+
+    fn collect(&self, ready: &mut Vec<SocketId>) {
+        let sockets = self.sockets.borrow();
+        ready.extend(sockets.iter().filter(|(_, place)| place.has_messages()).map(|(id, _)| *id));
+    }
+
+    fn flush_all(&self) {
+        for (id, place) in self.sockets.borrow().iter() {
+            if place.unsent.take() > 0 {
+                self.inner.flush(*id);
+            }
+        }
+    }
+
+    /// When the engine wants to be driven again though nothing arrives: a heartbeat, a reconnection.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let deadline_ns = self.inner.next_deadline_ns();
+        let from_now = Duration::from_nanos(deadline_ns.saturating_sub(self.inner.now_ns()));
+        (deadline_ns != u64::MAX).then(|| Instant::now() + from_now)
+    }
+
+    fn deadline_ns(&self, timeout: Option<Duration>) -> u64 {
+        match timeout {
+            None => u64::MAX,
+            Some(Duration::ZERO) => 0,
+            Some(timeout) => self.inner.now_ns().saturating_add(nanos(timeout)),
+        }
+    }
+
+    /// Sends what was appended to all sockets and steps the shard once.
+    fn drive(&self, deadline_ns: u64) -> Result<(), EngineError> {
+        self.flush_all();
+        self.inner.turn(deadline_ns).map(|_| ())
+    }
+}
+
+impl From<InlineEngine> for Engine {
+    fn from(inner: InlineEngine) -> Engine {
+        Engine { inner, sockets: Rc::default() }
+    }
+}
+
+impl EngineBuilder {
+    /// An engine without a thread.
+    ///
+    /// # Errors
+    /// When a forced backend is not to be had, or memory or descriptors run out.
+    pub fn build_inline(self) -> Result<Engine, EngineError> {
+        self.open_inline().map(Engine::from)
+    }
+}
+
+/// What engine and handle both look at.
+struct Place {
+    shared: Arc<SocketShared>,
+    walker: RefCell<Walker>,
+    /// Bytes appended since the last flush.
+    unsent: Cell<usize>,
+}
+
+impl Place {
+    fn has_messages(&self) -> bool {
+        self.walker.borrow().is_midway() || !self.shared.inbox.is_empty()
+    }
+}
+
+/// A socket that the calling thread drives. When it is dropped it drains while its engine is driven further; to be sure, call
+/// [`close`](Self::close).
+pub struct Socket {
+    engine: Engine,
+    place: Rc<Place>,
+    appender: RefCell<Appender>,
+}
+
+impl Socket {
+    pub(super) fn open(engine: &Engine, identity: Identity, config: SocketConfig) -> Result<Socket, BuildError> {
+        let (shared, appender) = engine.inner.open_socket(identity, config)?;
+        let place = Rc::new(Place { shared, walker: RefCell::default(), unsent: Cell::new(0) });
+        engine.sockets.borrow_mut().insert(place.shared.id, place.clone());
+        Ok(Socket { engine: engine.clone(), place, appender: RefCell::new(appender) })
+    }
+
+    fn shared(&self) -> &SocketShared {
+        &self.place.shared
+    }
+
+    /// The socket's number on its engine, as [`Engine::poll`] names it.
+    pub fn id(&self) -> SocketId {
+        self.shared().id
+    }
+
+    /// Listens on an endpoint; drives the engine while a name is being resolved.
+    ///
+    /// # Errors
+    /// When the text names no place, the system refuses, or the socket is closed.
+    pub fn bind<E>(&self, endpoint: E) -> Result<Address, BindError>
+    where
+        E: TryInto<Endpoint>,
+        EndpointError: From<E::Error>,
+    {
+        let endpoint = endpoint.try_into().map_err(|error| BindError::Endpoint(error.into()))?;
+        core::check_open(self.shared()).map_err(|_| BindError::Closed)?;
+        let reply = Reply::new();
+        let options = self.shared().config.options.clone();
+        let target = endpoint.0.clone();
+        self.engine.inner.command(Command::Bind { socket: self.id(), target, options, reply: reply.clone() });
+        loop {
+            if let Some(result) = reply.take() {
+                return bound(result, endpoint);
+            }
+            self.engine.drive(u64::MAX).map_err(|_| BindError::Closed)?;
+        }
+    }
+
+    /// Connects for the socket's life, see [`Socket::connect`](crate::Socket::connect). A name is resolved on a thread that lives
+    /// only that long; with an address there is no other thread.
+    ///
+    /// # Errors
+    /// When the text names no place, or the socket is closed.
+    pub fn connect<E>(&self, endpoint: E) -> Result<(), ConnectError>
+    where
+        E: TryInto<Endpoint>,
+        EndpointError: From<E::Error>,
+    {
+        let endpoint = endpoint.try_into().map_err(|error| ConnectError::Endpoint(error.into()))?;
+        core::check_open(self.shared()).map_err(|_| ConnectError::Closed)?;
+        self.engine.inner.command(Command::Connect { socket: self.id(), target: endpoint.0 });
+        Ok(())
+    }
+
+    /// Appends a message; sends by itself once 256 KiB are unsent. While the log is full, drives the engine.
+    ///
+    /// # Errors
+    /// When the message is too long, or the socket is closed.
+    #[inline]
+    pub fn send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
+        match self.try_send(message) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Never(error)) => Err(error),
+            Err(TrySendError::Full(payload)) => self.send_when_room(payload),
+        }
+    }
+
+    #[cold]
+    fn send_when_room(&self, mut payload: Payload<'_>) -> Result<(), SendError> {
+        loop {
+            self.shared().begin_wait();
+            let driven = self.flush_and_turn(u64::MAX);
+            let result = driven.map_err(|_| SendError::EngineStopped).and_then(|()| match self.try_send(payload) {
+                Ok(()) => Ok(None),
+                Err(TrySendError::Never(error)) => Err(error),
+                Err(TrySendError::Full(payload)) => Ok(Some(payload)),
+            });
+            match result {
+                Ok(Some(back)) => payload = back,
+                Ok(None) => {
+                    self.shared().end_wait();
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.shared().end_wait();
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Appends a message if there is room for it; does not drive the engine while there is.
+    ///
+    /// # Errors
+    /// When there is no room, with the message; when it is too long; or when the socket is closed.
+    #[inline]
+    pub fn try_send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), TrySendError<'a>> {
+        let payload = message.into();
+        core::check_open(self.shared()).map_err(TrySendError::Never)?;
+        let unsent = self.place.unsent.get() + payload.len() + 5;
+        core::offer(self.shared(), &mut self.appender.borrow_mut(), payload)?;
+        self.place.unsent.set(unsent);
+        if unsent >= FLUSH_BYTES {
+            self.flush().map_err(|_| TrySendError::Never(SendError::EngineStopped))?;
+        }
+        Ok(())
+    }
+
+    /// Sends what was appended, without waiting.
+    ///
+    /// # Errors
+    /// When the backend is broken.
+    pub fn flush(&self) -> Result<(), EngineError> {
+        self.flush_and_turn(0)
+    }
+
+    fn flush_and_turn(&self, deadline_ns: u64) -> Result<(), EngineError> {
+        self.place.unsent.set(0);
+        self.engine.inner.flush(self.id());
+        self.engine.inner.turn(deadline_ns).map(|_| ())
+    }
+
+    /// The next message; waits for at most `timeout` (`None`: for ever).
+    ///
+    /// # Errors
+    /// [`TryRecvError::Empty`] when none came in time; or when the socket is closed and all that had arrived was taken.
+    pub fn recv(&self, timeout: Option<Duration>) -> Result<Bytes, TryRecvError> {
+        self.next(timeout, Self::try_message).map(|message| message.payload)
+    }
+
+    /// The next message and who sent it; waits for at most `timeout` (`None`: for ever).
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn recv_identity(&self, timeout: Option<Duration>) -> Result<(Identity, Bytes), TryRecvError> {
+        self.next(timeout, Self::try_message).map(|message| (message.identity, message.payload))
+    }
+
+    /// The messages of one peer that have arrived together; waits for at most `timeout` (`None`: for ever).
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn recv_batch(&self, timeout: Option<Duration>) -> Result<Batch, TryRecvError> {
+        self.next(timeout, Self::try_recv_batch)
+    }
+
+    /// The next message if one has been received; does not drive the engine.
+    ///
+    /// # Errors
+    /// When none is there, or none will come any more.
+    #[inline]
+    pub fn try_recv(&self) -> Result<Bytes, TryRecvError> {
+        self.try_message().map(|message| message.payload)
+    }
+
+    /// The next message and who sent it, if one has been received; does not drive the engine.
+    ///
+    /// # Errors
+    /// As [`try_recv`](Self::try_recv).
+    #[inline]
+    pub fn try_recv_identity(&self) -> Result<(Identity, Bytes), TryRecvError> {
+        self.try_message().map(|message| (message.identity, message.payload))
+    }
+
+    /// The messages of one peer that have arrived together, if some have been received; does not drive the engine.
+    ///
+    /// # Errors
+    /// As [`try_recv`](Self::try_recv).
+    pub fn try_recv_batch(&self) -> Result<Batch, TryRecvError> {
+        core::try_next_batch(self.shared(), &mut self.place.walker.borrow_mut())
+    }
+
+    #[inline]
+    fn try_message(&self) -> Result<Message, TryRecvError> {
+        core::try_next(self.shared(), &mut self.place.walker.borrow_mut())
+    }
+
+    #[inline]
+    fn next<T>(
+        &self,
+        timeout: Option<Duration>,
+        take: impl Fn(&Self) -> Result<T, TryRecvError>,
+    ) -> Result<T, TryRecvError> {
+        match take(self) {
+            Err(TryRecvError::Empty) => self.next_driven(timeout, take),
+            taken => taken,
+        }
+    }
+
+    #[cold]
+    fn next_driven<T>(
+        &self,
+        timeout: Option<Duration>,
+        take: impl Fn(&Self) -> Result<T, TryRecvError>,
+    ) -> Result<T, TryRecvError> {
+        let deadline_ns = self.engine.deadline_ns(timeout);
+        loop {
+            if self.engine.drive(deadline_ns).is_err() {
+                return Err(TryRecvError::Never(RecvError::EngineStopped));
+            }
+            match take(self) {
+                Err(TryRecvError::Empty) if deadline_ns == 0 || self.past(deadline_ns) => return Err(TryRecvError::Empty),
+                Err(TryRecvError::Empty) => {}
+                taken => return taken,
+            }
+        }
+    }
+
+    fn past(&self, deadline_ns: u64) -> bool {
+        deadline_ns != u64::MAX && self.engine.inner.now_ns() >= deadline_ns
+    }
+
+    /// The name by which peers know this socket.
+    pub fn identity(&self) -> Identity {
+        self.shared().identity
+    }
+
+    /// The peers that are connected now.
+    pub fn peers(&self) -> Vec<Identity> {
+        self.shared().peers.identities()
+    }
+
+    /// Drives the engine until `n` peers or more are connected.
+    ///
+    /// # Errors
+    /// When they are not within `timeout`, or the backend is broken.
+    pub fn wait_for_peers(&self, n: usize, timeout: Duration) -> Result<(), WaitError> {
+        let deadline_ns = self.engine.inner.now_ns().saturating_add(nanos(timeout));
+        loop {
+            let peers = self.shared().peers.count();
+            if peers >= n {
+                return Ok(());
+            }
+            if self.past(deadline_ns) || self.engine.drive(deadline_ns).is_err() {
+                return Err(WaitError { peers, wanted: n });
+            }
+        }
+    }
+
+    /// The next event if there is one.
+    pub fn try_event(&self) -> Option<Event> {
+        self.shared().events.pop()
+    }
+
+    /// The socket's counters now.
+    pub fn stats(&self) -> Stats {
+        self.shared().stats()
+    }
+
+    /// Ends the socket: drives the engine until what was sent has drained, within the linger time, and every connection has had an
+    /// orderly end.
+    pub fn close(self) -> CloseReport {
+        let reply = self.start_close();
+        loop {
+            if let Some(undelivered) = reply.take() {
+                return CloseReport { undelivered };
+            }
+            if self.engine.drive(u64::MAX).is_err() {
+                return CloseReport::default();
+            }
+        }
+    }
+
+    fn start_close(&self) -> Reply<u64> {
+        let reply = Reply::new();
+        let linger_ns = self.shared().config.linger_ns;
+        self.engine.inner.command(Command::Close { socket: self.id(), linger_ns, reply: reply.clone() });
+        reply
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.engine.sockets.borrow_mut().remove(&self.id());
+        self.start_close();
+        // What can go at once does.
+        let _ = self.flush();
+    }
+}

@@ -1,0 +1,409 @@
+//! The public API: [`Socket`] with asynchronous calls that need no particular runtime, [`blocking::Socket`] and
+//! [`inline::Socket`]. Only this layer knows futures; all of them wait on the same engine.
+
+pub mod blocking;
+mod builder;
+mod core;
+mod endpoint;
+mod error;
+pub mod inline;
+mod payload;
+mod stream;
+mod wait;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::backend::Address;
+use crate::engine::Engine;
+use crate::log::Appender;
+use crate::protocol::Identity;
+use crate::shard::{Command, Event, Message, Phase, Reply, SocketShared, Stats, Walker};
+
+pub use builder::SocketBuilder;
+pub use endpoint::{Endpoint, EndpointError};
+pub use error::{
+    BindError, BuildError, CloseReport, ConnectError, RecvError, SendError, TryRecvError, TrySendError, WaitError,
+};
+pub use payload::{Batch, Payload, Payloads};
+pub use stream::{Events, IdentityMessages, Messages};
+
+/// A smart socket: binds and connects, any number of times each, holds any number of peers, and turns their streams into messages.
+/// Peers reconnect by themselves, connections are checked by heartbeats, and what is sent while nobody is there is kept.
+///
+/// A `Socket` is a handle: clones are handles to the same socket, for any number of threads and tasks. When the last one goes, the
+/// socket drains in the background for as long as its linger time; a program that ends right after should [`close`](Self::close)
+/// first.
+///
+/// All calls that wait are cancel-safe: a future that is dropped has either done everything or nothing.
+///
+/// ```
+/// use aiomsg_uring::Socket;
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # pollster::block_on(async {
+/// let publisher = Socket::new()?;
+/// let address = publisher.bind("127.0.0.1:0").await?;
+///
+/// let subscriber = Socket::new()?;
+/// subscriber.connect(&address).await?;
+/// publisher.wait_for_peers(1, Duration::from_secs(10)).await?;
+///
+/// publisher.send("hello").await?;
+/// assert_eq!(subscriber.recv().await?, "hello");
+/// publisher.close().await;
+/// # Ok(()) })
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Socket {
+    inner: Arc<Inner>,
+}
+
+/// The name by which the family knows it.
+pub type Søcket = Socket;
+
+struct Inner {
+    shared: Arc<SocketShared>,
+    /// Producers take turns here; no reader ever does.
+    appender: Mutex<Appender>,
+    /// Consumers take turns here; no shard ever does.
+    walker: Mutex<Walker>,
+    /// Consumers that wait for a message.
+    waiting: AtomicUsize,
+    /// Keeps the threads.
+    _engine: Engine,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.shared.phase() == Phase::Open {
+            for port in self.shared.ports.iter() {
+                let linger_ns = self.shared.config.linger_ns;
+                let _ = port.command(Command::Close { socket: self.shared.id, linger_ns, reply: Reply::new() });
+            }
+        }
+    }
+}
+
+fn whole<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What the locks guard is whole between any two operations on it.
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Socket {
+    /// A socket with all defaults: PUBLISH, AT_MOST_ONCE, a random identity, on the global engine.
+    ///
+    /// # Errors
+    /// When the global engine does not start.
+    pub fn new() -> Result<Socket, BuildError> {
+        Socket::builder().build()
+    }
+
+    /// Settings, to begin with the defaults.
+    pub fn builder() -> SocketBuilder {
+        SocketBuilder::default()
+    }
+
+    fn new_on(engine: Engine, shared: Arc<SocketShared>, appender: Appender) -> Socket {
+        Socket {
+            inner: Arc::new(Inner {
+                shared,
+                appender: Mutex::new(appender),
+                walker: Mutex::new(Walker::default()),
+                waiting: AtomicUsize::new(0),
+                _engine: engine,
+            }),
+        }
+    }
+
+    fn shared(&self) -> &SocketShared {
+        &self.inner.shared
+    }
+
+    fn home(&self, command: Command) -> Result<(), Command> {
+        let shared = self.shared();
+        shared.ports[shared.home()].command(command)
+    }
+
+    /// Listens on an endpoint; answers with the bound address (of interest when the port was 0). May be called any number of times,
+    /// mixed with [`connect`](Self::connect).
+    ///
+    /// # Errors
+    /// When the text names no place, the system refuses, or the socket is closed.
+    pub async fn bind<E>(&self, endpoint: E) -> Result<Address, BindError>
+    where
+        E: TryInto<Endpoint>,
+        EndpointError: From<E::Error>,
+    {
+        let (pending, endpoint) = self.start_bind(endpoint)?;
+        wait::answer(&pending, &self.shared().ended).await.map_or(Err(BindError::Closed), |result| bound(result, endpoint))
+    }
+
+    /// Hands the request to the engine.
+    fn start_bind<E>(&self, endpoint: E) -> Result<(Reply<std::io::Result<Address>>, Endpoint), BindError>
+    where
+        E: TryInto<Endpoint>,
+        EndpointError: From<E::Error>,
+    {
+        let endpoint = endpoint.try_into().map_err(|error| BindError::Endpoint(error.into()))?;
+        core::check_open(self.shared()).map_err(|_| BindError::Closed)?;
+        let reply = Reply::new();
+        let (socket, options) = (self.shared().id, self.shared().config.options.clone());
+        let command = Command::Bind { socket, target: endpoint.0.clone(), options, reply: reply.clone() };
+        self.home(command).map_err(|_| BindError::Closed)?;
+        Ok((reply, endpoint))
+    }
+
+    /// Connects to an endpoint, now and again for the socket's life: a peer that is not there yet, or goes and comes back, is found
+    /// by itself. Answers at once; see [`wait_for_peers`](Self::wait_for_peers). A name is resolved anew at each attempt.
+    ///
+    /// # Errors
+    /// When the text names no place, or the socket is closed.
+    pub async fn connect<E>(&self, endpoint: E) -> Result<(), ConnectError>
+    where
+        E: TryInto<Endpoint>,
+        EndpointError: From<E::Error>,
+    {
+        self.start_connect(endpoint)
+    }
+
+    fn start_connect<E>(&self, endpoint: E) -> Result<(), ConnectError>
+    where
+        E: TryInto<Endpoint>,
+        EndpointError: From<E::Error>,
+    {
+        let endpoint = endpoint.try_into().map_err(|error| ConnectError::Endpoint(error.into()))?;
+        core::check_open(self.shared()).map_err(|_| ConnectError::Closed)?;
+        let command = Command::Connect { socket: self.shared().id, target: endpoint.0 };
+        self.home(command).map_err(|_| ConnectError::Closed)
+    }
+
+    /// Sends a message: puts it into the socket's log, from where it goes to every peer (PUBLISH) or to the next one
+    /// (ROUNDROBIN), at once or when a peer comes. Waits while the log is full.
+    ///
+    /// # Errors
+    /// When the message is too long, or the socket is closed.
+    pub async fn send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
+        let mut payload = message.into();
+        loop {
+            payload = match self.try_send(payload) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Never(error)) => return Err(error),
+                Err(TrySendError::Full(payload)) => payload,
+            };
+            let wait = wait::Room::new(self.shared());
+            payload = match self.try_send(payload) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Never(error)) => return Err(error),
+                Err(TrySendError::Full(payload)) => payload,
+            };
+            wait.notified().await;
+        }
+    }
+
+    /// Sends a message if there is room for it now.
+    ///
+    /// # Errors
+    /// When there is no room, with the message; when it is too long; or when the socket is closed.
+    pub fn try_send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), TrySendError<'a>> {
+        let shared = self.shared();
+        core::check_open(shared).map_err(TrySendError::Never)?;
+        core::offer(shared, &mut whole(&self.inner.appender), message.into())?;
+        shared.appended();
+        Ok(())
+    }
+
+    /// The next message from any peer.
+    ///
+    /// # Errors
+    /// When the socket is closed and all that had arrived was taken.
+    pub async fn recv(&self) -> Result<Bytes, RecvError> {
+        self.next(Self::try_message).await.map(|message| message.payload)
+    }
+
+    /// The next message and who sent it.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub async fn recv_identity(&self) -> Result<(Identity, Bytes), RecvError> {
+        self.next(Self::try_message).await.map(|message| (message.identity, message.payload))
+    }
+
+    /// The messages of one peer that have arrived together. The cheapest way to receive many small ones.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub async fn recv_batch(&self) -> Result<Batch, RecvError> {
+        self.next(Self::try_recv_batch).await
+    }
+
+    /// The next message if one is there.
+    ///
+    /// # Errors
+    /// When none is there, or none will come any more.
+    pub fn try_recv(&self) -> Result<Bytes, TryRecvError> {
+        self.try_message().map(|message| message.payload)
+    }
+
+    /// The next message and who sent it, if one is there.
+    ///
+    /// # Errors
+    /// As [`try_recv`](Self::try_recv).
+    pub fn try_recv_identity(&self) -> Result<(Identity, Bytes), TryRecvError> {
+        self.try_message().map(|message| (message.identity, message.payload))
+    }
+
+    /// The messages of one peer that have arrived together, if some are there.
+    ///
+    /// # Errors
+    /// As [`try_recv`](Self::try_recv).
+    pub fn try_recv_batch(&self) -> Result<Batch, TryRecvError> {
+        core::try_next_batch(self.shared(), &mut whole(&self.inner.walker))
+    }
+
+    #[inline]
+    fn try_message(&self) -> Result<Message, TryRecvError> {
+        let mut walker = whole(&self.inner.walker);
+        let message = core::try_next(self.shared(), &mut walker);
+        // One arrival notifies one consumer; where it brought several messages the others are needed too.
+        if self.inner.waiting.load(Ordering::Relaxed) > 0 && walker.is_midway() {
+            self.shared().inbox.notify_next();
+        }
+        message
+    }
+
+    /// Waits until `take` has something.
+    async fn next<T>(&self, take: impl Fn(&Self) -> Result<T, TryRecvError>) -> Result<T, RecvError> {
+        loop {
+            match take(self) {
+                Ok(taken) => return Ok(taken),
+                Err(TryRecvError::Never(error)) => return Err(error),
+                Err(TryRecvError::Empty) => {}
+            }
+            let arrival = wait::Arrival::new(self.shared(), &self.inner.waiting);
+            match take(self) {
+                Ok(taken) => return Ok(taken),
+                Err(TryRecvError::Never(error)) => return Err(error),
+                Err(TryRecvError::Empty) => arrival.notified().await,
+            }
+        }
+    }
+
+    /// All messages, until the socket is closed.
+    pub fn messages(&self) -> Messages<'_> {
+        Messages::new(self)
+    }
+
+    /// All messages with who sent them, until the socket is closed.
+    pub fn identity_messages(&self) -> IdentityMessages<'_> {
+        IdentityMessages::new(self)
+    }
+
+    /// The name by which peers know this socket.
+    pub fn identity(&self) -> Identity {
+        self.shared().identity
+    }
+
+    /// The peers that are connected now, in no particular order.
+    pub fn peers(&self) -> Vec<Identity> {
+        self.shared().peers.identities()
+    }
+
+    /// Waits until `n` peers or more are connected.
+    ///
+    /// # Errors
+    /// When they are not within `timeout`, or the socket is closed.
+    pub async fn wait_for_peers(&self, n: usize, timeout: Duration) -> Result<(), WaitError> {
+        let alarm = Reply::new();
+        let _ = self.home(Command::Alarm { after_ns: crate::shard::nanos(timeout), reply: alarm.clone() });
+        loop {
+            let changed = self.shared().peers.changed.listen();
+            let rung = alarm.listen();
+            let peers = self.shared().peers.count();
+            if peers >= n {
+                return Ok(());
+            }
+            if alarm.take().is_some() || self.shared().phase() != Phase::Open {
+                return Err(WaitError { peers, wanted: n });
+            }
+            wait::either(changed, rung).await;
+        }
+    }
+
+    /// What happens to the socket's peers and messages, until it is closed. All readers share one bounded queue.
+    pub fn events(&self) -> Events<'_> {
+        Events::new(self)
+    }
+
+    /// The next event; `None` when the socket is closed and all were taken.
+    pub async fn next_event(&self) -> Option<Event> {
+        loop {
+            let arrived = self.shared().events.arrived.listen();
+            if let Some(event) = self.try_event() {
+                return Some(event);
+            }
+            if self.shared().phase() >= Phase::Closed {
+                return None;
+            }
+            arrived.await;
+        }
+    }
+
+    /// The next event if there is one.
+    pub fn try_event(&self) -> Option<Event> {
+        self.shared().events.pop()
+    }
+
+    /// The socket's counters now.
+    pub fn stats(&self) -> Stats {
+        self.shared().stats()
+    }
+
+    /// Ends the socket for all its handles: nothing more is accepted, what was is sent for as long as the linger time lasts, then
+    /// every connection gets an orderly end. Answers when all of that is done. If the future is dropped the socket closes all the same.
+    pub async fn close(&self) -> CloseReport {
+        let replies = self.start_close();
+        let mut undelivered = 0;
+        for reply in &replies {
+            undelivered += wait::done(reply).await.unwrap_or(0);
+        }
+        CloseReport { undelivered }
+    }
+
+    fn start_close(&self) -> Vec<Reply<u64>> {
+        let shared = self.shared();
+        let linger_ns = shared.config.linger_ns;
+        let ask = |port: &Arc<crate::shard::Port>| {
+            let reply = Reply::new();
+            let command = Command::Close { socket: shared.id, linger_ns, reply: reply.clone() };
+            if port.command(command).is_err() {
+                reply.answer(0);
+            }
+            reply
+        };
+        // No append may come after the shards have begun to drain.
+        let _appender = whole(&self.inner.appender);
+        shared.enter_phase(Phase::Closing);
+        shared.ports.iter().map(ask).collect()
+    }
+}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket")
+            .field("identity", &self.identity())
+            .field("send_mode", &self.shared().config.send_mode)
+            .field("peers", &self.shared().peers.count())
+            .finish()
+    }
+}
+
+/// The engine's answer to `bind`, as an application sees it.
+fn bound(result: std::io::Result<Address>, endpoint: Endpoint) -> Result<Address, BindError> {
+    result.map_err(|error| BindError::Io { endpoint: endpoint.to_string(), error })
+}

@@ -1,0 +1,116 @@
+//! Messages and events as streams. A stream holds a listener only while it waits, and takes a message only when it yields it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use event_listener::EventListener;
+use futures_core::Stream;
+
+use super::{Socket, TryRecvError};
+use crate::protocol::Identity;
+use crate::shard::{Event, Phase};
+
+/// Stream of a socket's messages; ends when the socket is closed. See [`Socket::messages`].
+pub struct Messages<'a> {
+    socket: &'a Socket,
+    listener: Option<EventListener>,
+}
+
+impl<'a> Messages<'a> {
+    pub(super) fn new(socket: &'a Socket) -> Self {
+        Messages { socket, listener: None }
+    }
+}
+
+impl Stream for Messages<'_> {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let this = &mut *self;
+        poll_next(this.socket, &mut this.listener, cx, Socket::try_recv)
+    }
+}
+
+/// Stream of a socket's messages with who sent them. See [`Socket::identity_messages`].
+pub struct IdentityMessages<'a> {
+    socket: &'a Socket,
+    listener: Option<EventListener>,
+}
+
+impl<'a> IdentityMessages<'a> {
+    pub(super) fn new(socket: &'a Socket) -> Self {
+        IdentityMessages { socket, listener: None }
+    }
+}
+
+impl Stream for IdentityMessages<'_> {
+    type Item = (Identity, Bytes);
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<(Identity, Bytes)>> {
+        let this = &mut *self;
+        poll_next(this.socket, &mut this.listener, cx, Socket::try_recv_identity)
+    }
+}
+
+fn poll_next<T>(
+    socket: &Socket,
+    listener: &mut Option<EventListener>,
+    cx: &mut Context<'_>,
+    take: impl Fn(&Socket) -> Result<T, TryRecvError>,
+) -> Poll<Option<T>> {
+    loop {
+        match take(socket) {
+            Ok(taken) => {
+                *listener = None;
+                return Poll::Ready(Some(taken));
+            }
+            Err(TryRecvError::Never(_)) => return Poll::Ready(None),
+            Err(TryRecvError::Empty) => {}
+        }
+        match listener {
+            None => *listener = Some(socket.shared().inbox.listen()),
+            Some(waiting) => match Pin::new(waiting).poll(cx) {
+                Poll::Ready(()) => *listener = None,
+                Poll::Pending => return Poll::Pending,
+            },
+        }
+    }
+}
+
+/// Stream of a socket's events; ends when the socket is closed. See [`Socket::events`].
+pub struct Events<'a> {
+    socket: &'a Socket,
+    listener: Option<EventListener>,
+}
+
+impl<'a> Events<'a> {
+    pub(super) fn new(socket: &'a Socket) -> Self {
+        Events { socket, listener: None }
+    }
+}
+
+impl Stream for Events<'_> {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        let this = &mut *self;
+        loop {
+            if let Some(event) = this.socket.try_event() {
+                this.listener = None;
+                return Poll::Ready(Some(event));
+            }
+            if this.socket.shared().phase() >= Phase::Closed {
+                return Poll::Ready(None);
+            }
+            match &mut this.listener {
+                None => this.listener = Some(this.socket.shared().events.arrived.listen()),
+                Some(waiting) => match Pin::new(waiting).poll(cx) {
+                    Poll::Ready(()) => this.listener = None,
+                    Poll::Pending => return Poll::Pending,
+                },
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What the test programs share: sockets of every kind behind one face, a watchdog, ports, raw
+//! protocol peers. Each program uses a part of it.
+#![allow(dead_code, unused_imports)]
+
+mod raw;
+mod sockets;
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::ops::Range;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Once, OnceLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use aiomsg_uring::{Backend, inline};
+
+pub(crate) use raw::{ACK, DATA, DATA_REQ, HEARTBEAT, HELLO, RawPeer, data, frame, hello};
+pub(crate) use sockets::{Calls, Kind, Sock};
+
+/// How long a test waits for something that must happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a whole test may take before it counts as hung.
+const TEST_TIME_MAX: Duration = Duration::from_secs(40);
+
+/// Runs a test under a watchdog: a test that hangs fails, under its name.
+pub(crate) fn watched(name: &str, test: impl FnOnce() + Send + 'static) {
+    let (finished, wait) = mpsc::channel();
+    let body = thread::Builder::new().name(name.into()).spawn(move || {
+        test();
+        finished.send(()).ok();
+    });
+    let body = body.expect("a thread");
+    if wait.recv_timeout(TEST_TIME_MAX) == Err(mpsc::RecvTimeoutError::Timeout) {
+        panic!("{name} hangs: not finished after {TEST_TIME_MAX:?}");
+    }
+    if let Err(panic) = body.join() {
+        resume_unwind(panic);
+    }
+}
+
+/// Runs a test on one kind of socket, if this machine has it.
+pub(crate) fn run_single(name: &'static str, kind: Kind, test: fn(Kind)) {
+    if is_available(kind.backend) {
+        watched(name, move || test(kind));
+    }
+}
+
+/// Runs a test on two kinds of socket, if this machine has them.
+pub(crate) fn run_pair(name: &'static str, one: Kind, other: Kind, test: fn(Kind, Kind)) {
+    if is_available(one.backend) && is_available(other.backend) {
+        watched(name, move || test(one, other));
+    }
+}
+
+/// Runs a test on one backend, if this machine has it.
+pub(crate) fn run_backend(name: &'static str, backend: Backend, test: fn(Backend)) {
+    if is_available(backend) {
+        watched(name, move || test(backend));
+    }
+}
+
+/// Whether this machine has a backend; says so once, past the harness's capture, if not.
+pub(crate) fn is_available(backend: Backend) -> bool {
+    static SAID: Once = Once::new();
+    let problem = match backend {
+        Backend::Uring => uring_problem(),
+        _ => None,
+    };
+    if let Some(problem) = problem {
+        SAID.call_once(|| say_loudly(&format!("SKIPPED: every test on io_uring, because {problem}")));
+    }
+    problem.is_none()
+}
+
+/// Why there is no io_uring here; `None` if there is.
+pub(crate) fn uring_problem() -> Option<&'static str> {
+    static PROBLEM: OnceLock<Option<String>> = OnceLock::new();
+    let probe = || inline::Engine::builder().backend(Backend::Uring).build_inline().err().map(|error| error.to_string());
+    PROBLEM.get_or_init(probe).as_deref()
+}
+
+/// Writes to standard error although the harness captures what tests print.
+pub(crate) fn say_loudly(text: &str) {
+    writeln!(std::io::stderr(), "\n{text}").ok();
+}
+
+/// Whether a missing part of the environment is an error instead of a reason to skip.
+pub(crate) fn is_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| value == "true")
+}
+
+/// Waits until something is so; fails if it does not become so in time.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < until, "not in {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A port of loopback on which nothing listens. Below the range of which systems give ports to
+/// connecting sockets, so that it stays free until the test binds it.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let spread = std::process::id() as u16 % 400 * 25;
+        let port = 20_000 + (spread + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Numbers as messages.
+pub(crate) fn number(value: u64) -> [u8; 8] {
+    value.to_be_bytes()
+}
+
+/// A payload of so many bytes whose content depends on length and place.
+pub(crate) fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at ^ (at >> 8) ^ length) as u8).collect()
+}
+
+/// Sends the numbers of a range.
+pub(crate) fn send_numbers(socket: &dyn Calls, numbers: Range<u64>) {
+    for value in numbers {
+        socket.send(&number(value));
+    }
+    socket.flush();
+}
+
+/// Receives the numbers of a range, in order and nothing else.
+#[track_caller]
+pub(crate) fn expect_numbers(socket: &dyn Calls, numbers: Range<u64>) {
+    for value in numbers {
+        let message = socket.recv_within(PATIENCE);
+        assert_eq!(message.as_deref(), Some(&number(value)[..]), "number {value} was expected");
+    }
+}

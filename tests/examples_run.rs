@@ -1,0 +1,157 @@
+//! The examples run to their end and say that all went well. `cargo test` builds them; run by
+//! itself, this program wants `cargo build --examples` first.
+
+mod common;
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{free_port, say_loudly, uring_problem, watched};
+
+/// The built example of this name.
+fn example(name: &str) -> PathBuf {
+    let program = std::env::current_exe().expect("this program's path");
+    // target/PROFILE/deps/this -> target/PROFILE/examples/name
+    let folder = program.parent().and_then(|deps| deps.parent()).expect("a target folder");
+    let path = folder.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    assert!(path.exists(), "{} is not built: `cargo test`, or `cargo build --examples`", path.display());
+    path
+}
+
+fn start(name: &str, args: &[&str]) -> Child {
+    let mut command = Command::new(example(name));
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("started")
+}
+
+/// Waits for the end, at most 30 s; what was printed, if all went well.
+#[track_caller]
+fn finish(name: &str, mut child: Child) -> String {
+    let until = Instant::now() + Duration::from_secs(30);
+    while child.try_wait().expect("a child").is_none() {
+        if Instant::now() > until {
+            child.kill().ok();
+            let Output { stdout, stderr, .. } = child.wait_with_output().expect("its output");
+            panic!("{name} hangs\n{}\n{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    let Output { status, stdout, stderr } = child.wait_with_output().expect("its output");
+    let stdout = String::from_utf8_lossy(&stdout).into_owned();
+    assert!(status.success(), "{name}: {status}\n{stdout}\n{}", String::from_utf8_lossy(&stderr));
+    stdout
+}
+
+fn runs(name: &'static str) {
+    watched(name, move || {
+        let printed = finish(name, start(name, &[]));
+        assert!(!printed.is_empty(), "{name} says nothing");
+    });
+}
+
+#[test]
+fn ten_subscribers() {
+    runs("ten_subscribers");
+}
+
+#[test]
+fn publisher_dials_subscribers() {
+    runs("publisher_dials_subscribers");
+}
+
+#[test]
+fn workers_bind() {
+    runs("workers_bind");
+}
+
+#[test]
+fn workers_connect() {
+    runs("workers_connect");
+}
+
+#[test]
+fn recorder() {
+    match uring_problem() {
+        Some(problem) => say_loudly(&format!("SKIPPED: the example recorder, because {problem}")),
+        None => runs("recorder"),
+    }
+}
+
+#[test]
+fn hello_pair_started_either_way_round() {
+    watched("hello", || {
+        for client_first in [false, true] {
+            let endpoint = format!("127.0.0.1:{}", free_port());
+            let mut names = ["hello_server", "hello_client"];
+            if client_first {
+                names.reverse();
+            }
+            let pair = names.map(|name| {
+                let child = start(name, &[&endpoint]);
+                thread::sleep(Duration::from_millis(200));
+                (name, child)
+            });
+            for (name, child) in pair {
+                assert!(finish(name, child).contains("hello"));
+            }
+        }
+    });
+}
+
+/// A source and a sink of the conformance agent, in all combinations of who binds and how it is sent.
+#[test]
+fn conformance_agents_understand_each_other() {
+    watched("conformance_agent", || {
+        for (source_role, sink_role) in [("bind", "connect"), ("connect", "bind")] {
+            for send_mode in ["publish", "roundrobin"] {
+                let port = free_port().to_string();
+                let common = ["--port", &port, "--send-mode", send_mode, "--count", "100", "--linger", "0.5"];
+                let sink = [&["--role", sink_role, "--behavior", "sink"], &common[..]].concat();
+                let source = [&["--role", source_role, "--behavior", "source", "--prefix", "x"], &common[..]].concat();
+                let sink = start("conformance_agent", &sink);
+                let source = start("conformance_agent", &source);
+                let expected: String = (0..100).map(|index| format!("x{index}\n")).collect();
+                assert_eq!(finish("sink", sink), expected, "{source_role} {send_mode}");
+                assert_eq!(finish("source", source), "");
+            }
+        }
+    });
+}
+
+#[test]
+fn conformance_agent_refuses_what_is_not_there() {
+    for wrong in [&["--tls", "true"][..], &["--role", "both"], &["--count"], &["--nothing", "1"]] {
+        let output = start("conformance_agent", wrong).wait_with_output().expect("its output");
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty());
+    }
+}
+
+/// One short run of each role of the benchmark program; the receiver has all messages in order.
+#[test]
+fn benchmark_peer_in_every_role() {
+    watched("peer", || {
+        for switches in [&["--x", "inline"][..], &["--x", "sharded"], &["--x", "inline", "--x", "batch", "--x", "publish"]] {
+            for pattern in [&["--pattern", "push"][..], &["--pattern", "pub", "--subs", "3"]] {
+                let port = free_port().to_string();
+                let args = [&["--port", &port, "--count", "5000"], pattern, switches].concat();
+                let receiver = start("peer", &[&["sub"], &args[..]].concat());
+                let sender = start("peer", &[&["pub"], &args[..]].concat());
+                let received: serde_json::Value = serde_json::from_str(&finish("sub", receiver)).expect("a line of JSON");
+                let sent: serde_json::Value = serde_json::from_str(&finish("pub", sender)).expect("a line of JSON");
+                assert_eq!((&received["lost"], &received["disorder"]), (&0.into(), &0.into()), "{received}");
+                assert_eq!(sent["side"], "tx");
+            }
+            let port = free_port().to_string();
+            let args = [&["--port", &port, "--count", "500"], switches].concat();
+            let mut pong = start("peer", &[&["pong"], &args[..]].concat());
+            let ping = finish("ping", start("peer", &[&["ping"], &args[..]].concat()));
+            pong.kill().expect("killed");
+            pong.wait().expect("ended");
+            let ping: serde_json::Value = serde_json::from_str(&ping).expect("a line of JSON");
+            assert!(ping["p50_us"].as_f64().is_some_and(|time_us| time_us > 0.0), "{ping}");
+        }
+    });
+}

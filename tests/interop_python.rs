@@ -1,0 +1,244 @@
+//! Interoperability with the stock Python library, `aiomsg` from PyPI: every combination of who
+//! binds, who sends and how, on each kind of socket, 1,000 messages each, exact and in order.
+//!
+//! The library is installed into a virtual environment under the target folder, by the first test
+//! that needs it. Without Python or the registry the tests are skipped, loudly; under `CI=true`
+//! that is an error.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
+
+use aiomsg_uring::SendMode;
+use common::{Kind, PATIENCE, Sock, free_port, is_available, is_ci, say_loudly, watched};
+use serde_json::{Value, json};
+
+const PACKAGE: &str = "aiomsg==2026.7.1";
+const COUNT: u64 = 1_000;
+const MODES: [SendMode; 2] = [SendMode::Publish, SendMode::RoundRobin];
+
+/// The Python that has the library; `None` if there is none and that is to be put up with.
+fn python() -> Option<&'static Path> {
+    static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || match install() {
+        Ok(python) => Some(python),
+        Err(problem) if is_ci() => panic!("no stock Python peer: {problem}"),
+        Err(problem) => {
+            say_loudly(&format!("SKIPPED: interoperability with Python, because {problem}"));
+            None
+        }
+    };
+    PYTHON.get_or_init(find).as_deref()
+}
+
+/// Makes the virtual environment, unless an earlier run has.
+fn install() -> Result<PathBuf, String> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-peer");
+    let python = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+    // Written last, so that an interrupted installation is not taken for a whole one.
+    let complete = folder.join(PACKAGE);
+    if !complete.exists() {
+        let system = if cfg!(windows) { "python" } else { "python3" };
+        run(Command::new(system).args(["-m", "venv", "--clear"]).arg(&folder))?;
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", PACKAGE];
+        run(Command::new(&python).args(pip))?;
+        std::fs::write(&complete, "").map_err(|error| error.to_string())?;
+    }
+    Ok(python)
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+/// A process with a socket of the stock library; ends when dropped.
+struct PythonPeer {
+    child: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl PythonPeer {
+    fn start(python: &Path, mode: SendMode, delivery: &str) -> PythonPeer {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/peer.py");
+        let mut command = Command::new(python);
+        command.arg(script).args(["--mode", &mode.to_string(), "--delivery", delivery]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("started");
+        let commands = child.stdin.take().expect("a pipe");
+        let answers = BufReader::new(child.stdout.take().expect("a pipe"));
+        PythonPeer { child, commands, answers }
+    }
+
+    /// Gives an order; its answer is to be read by [`Self::answer`].
+    fn order(&mut self, command: &Value) {
+        writeln!(self.commands, "{command}").expect("the peer lives");
+    }
+
+    #[track_caller]
+    fn answer(&mut self) -> Value {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).expect("the peer lives");
+        serde_json::from_str(&line).expect("a line of JSON")
+    }
+
+    #[track_caller]
+    fn ask(&mut self, command: Value) -> Value {
+        self.order(&command);
+        self.answer()
+    }
+}
+
+impl Drop for PythonPeer {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Connects the two, either way round.
+fn join(ours: &Sock, python: &mut PythonPeer, ours_binds: bool) {
+    if ours_binds {
+        let port = ours.bind_loopback().port();
+        python.ask(json!({"do": "connect", "port": port}));
+    } else {
+        let port = free_port();
+        python.ask(json!({"do": "bind", "port": port}));
+        ours.connect(format!("127.0.0.1:{port}"));
+    }
+    ours.wait_for_peers(1);
+}
+
+fn texts(prefix: &str) -> Vec<String> {
+    (0..COUNT).map(|index| format!("{prefix}{index}")).collect()
+}
+
+/// Receives exactly these, from this peer.
+fn expect(ours: &Sock, texts: Vec<String>, identity: String) {
+    ours.run(move |socket| {
+        for text in &texts {
+            let (from, message) = socket.recv_identity();
+            assert_eq!((message, from.to_string()), (text.clone().into(), identity.clone()));
+        }
+    });
+}
+
+fn send(ours: &Sock, texts: Vec<String>) {
+    ours.run(move |socket| {
+        texts.iter().for_each(|text| socket.send(text.as_bytes()));
+        socket.flush();
+    });
+}
+
+/// Every combination of who binds, who sends and how.
+fn every_combination(kind: Kind) {
+    let Some(python) = python() else { return };
+    for ours_binds in [true, false] {
+        for ours_sends in [true, false] {
+            for mode in MODES {
+                let case = format!("{kind:?} {mode}, ours binds: {ours_binds}, ours sends: {ours_sends}");
+                let ours = kind.socket(mode);
+                let mut peer = PythonPeer::start(python, mode, "at-most-once");
+                join(&ours, &mut peer, ours_binds);
+                if ours_sends {
+                    peer.order(&json!({"do": "receive", "count": COUNT}));
+                    send(&ours, texts("from ours "));
+                    let received = peer.answer();
+                    assert_eq!(received["messages"], json!(texts("from ours ")), "{case}");
+                    assert_eq!(received["identities"], json!([ours.identity().to_string()]), "{case}");
+                } else {
+                    let identity = peer.ask(json!({"do": "identity"}))["identity"].as_str().map(str::to_owned);
+                    peer.ask(json!({"do": "send", "count": COUNT, "prefix": "from python "}));
+                    expect(&ours, texts("from python "), identity.expect("an identity"));
+                }
+                assert_eq!(peer.ask(json!({"do": "close"})), json!({"done": "close"}), "{case}");
+                assert_eq!(ours.close(), 0, "{case}");
+            }
+        }
+    }
+}
+
+/// The stock sender asks for acknowledgements, and gets one for each message.
+fn acknowledgements(kind: Kind) {
+    let Some(python) = python() else { return };
+    for ours_binds in [true, false] {
+        let ours = kind.socket(SendMode::RoundRobin);
+        let mut peer = PythonPeer::start(python, SendMode::RoundRobin, "at-least-once");
+        join(&ours, &mut peer, ours_binds);
+        let identity = peer.ask(json!({"do": "identity"}))["identity"].as_str().map(str::to_owned);
+        peer.ask(json!({"do": "send", "count": COUNT, "prefix": "x"}));
+        expect(&ours, texts("x"), identity.expect("an identity"));
+        // Asking for more says that the last one is done with.
+        assert!(ours.run(|socket| socket.try_recv()).is_err(), "a duplicate");
+        common::eventually("everything is acknowledged", || peer.ask(json!({"do": "pending"}))["pending"] == 0);
+    }
+}
+
+/// What the stock peer sends back by identity comes back to us.
+fn echo(kind: Kind) {
+    let Some(python) = python() else { return };
+    for mode in MODES {
+        let ours = kind.socket(mode);
+        let mut peer = PythonPeer::start(python, mode, "at-most-once");
+        join(&ours, &mut peer, true);
+        peer.order(&json!({"do": "echo", "count": COUNT}));
+        send(&ours, texts("echo "));
+        ours.run(|socket| {
+            for text in texts("echo ") {
+                assert_eq!(socket.recv_within(PATIENCE).as_deref(), Some(text.as_bytes()));
+            }
+        });
+        assert_eq!(peer.answer(), json!({"done": "echo"}));
+    }
+}
+
+/// One of ours publishes to two stock subscribers, one of which comes later and one of which goes.
+fn several_subscribers(kind: Kind) {
+    let Some(python) = python() else { return };
+    let ours = kind.socket(SendMode::Publish);
+    let port = ours.bind_loopback().port();
+    let mut peers = [(); 2].map(|()| PythonPeer::start(python, SendMode::Publish, "at-most-once"));
+    for peer in &mut peers {
+        peer.ask(json!({"do": "connect", "port": port}));
+    }
+    ours.wait_for_peers(2);
+    send(&ours, texts("both "));
+    for peer in &mut peers {
+        assert_eq!(peer.ask(json!({"do": "receive", "count": COUNT}))["messages"], json!(texts("both ")));
+    }
+    let [mut staying, leaving] = peers;
+    drop(leaving);
+    common::eventually("one is left", || ours.peers().len() == 1);
+    send(&ours, texts("one "));
+    assert_eq!(staying.ask(json!({"do": "receive", "count": COUNT}))["messages"], json!(texts("one ")));
+}
+
+macro_rules! on_every_kind {
+    ($($row:ident: $kind:ident),*) => { $(
+        mod $row {
+            use super::*;
+            on_every_kind!(@tests $kind, every_combination, acknowledgements, echo, several_subscribers);
+        }
+    )* };
+    (@tests $kind:ident, $($test:ident),*) => { $(
+        #[test]
+        fn $test() {
+            if is_available(Kind::$kind.backend) {
+                watched(concat!(module_path!(), "::", stringify!($test)), || super::$test(Kind::$kind));
+            }
+        }
+    )* };
+}
+
+on_every_kind!(
+    sharded_uring: SHARDED_URING,
+    sharded_poll: SHARDED_POLL,
+    inline_uring: INLINE_URING,
+    inline_poll: INLINE_POLL
+);

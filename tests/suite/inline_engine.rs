@@ -1,0 +1,228 @@
+//! What only inline engines have: one thread that drives and waits for many sockets.
+
+use std::time::{Duration, Instant};
+
+use aiomsg_uring::SendMode::{self, Publish, RoundRobin};
+use aiomsg_uring::inline::{Engine, Socket};
+use aiomsg_uring::{Backend, TryRecvError};
+
+use crate::common::{PATIENCE, RawPeer, number, pattern};
+
+backend_tests!([
+    engine_tells_what_it_is,
+    ids_are_dense,
+    waiting_on_many_sockets,
+    round_trips_on_one_thread,
+    sending_only_appends,
+    much_unsent_goes_out_by_itself,
+    a_full_log_drives_the_engine,
+    poll_waits_as_long_as_asked,
+    deadlines_are_told,
+    recv_gives_up_in_time,
+    an_engine_outlives_its_sockets,
+    closing_on_one_thread,
+]);
+
+fn engine(backend: Backend) -> Engine {
+    Engine::builder().backend(backend).build_inline().expect("an engine")
+}
+
+fn socket(engine: &Engine, mode: SendMode) -> Socket {
+    aiomsg_uring::Socket::builder().send_mode(mode).build_inline(engine).expect("a socket")
+}
+
+/// A binding and a connecting socket on one engine that have found each other.
+fn pair(engine: &Engine, mode: SendMode) -> (Socket, Socket) {
+    let (binding, connecting) = (socket(engine, mode), socket(engine, mode));
+    connecting.connect(binding.bind("127.0.0.1:0").expect("bound")).expect("connecting");
+    binding.wait_for_peers(1, PATIENCE).expect("a peer");
+    connecting.wait_for_peers(1, PATIENCE).expect("a peer");
+    (binding, connecting)
+}
+
+fn engine_tells_what_it_is(backend: Backend) {
+    let info = engine(backend).info();
+    assert!(info.inline);
+    assert_eq!(info.backend.to_string(), if backend == Backend::Uring { "uring" } else { "poll" });
+}
+
+fn ids_are_dense(backend: Backend) {
+    let engine = engine(backend);
+    let sockets: Vec<_> = (0..10).map(|_| socket(&engine, Publish)).collect();
+    assert!(sockets.iter().map(|socket| socket.id().index()).eq(0..10));
+}
+
+fn waiting_on_many_sockets(backend: Backend) {
+    const SUBSCRIBERS: usize = 50;
+    const COUNT: u64 = 200;
+    let engine = engine(backend);
+    let publisher = socket(&engine, Publish);
+    let address = publisher.bind("127.0.0.1:0").expect("bound");
+    let subscribers: Vec<_> = (0..SUBSCRIBERS).map(|_| socket(&engine, Publish)).collect();
+    for subscriber in &subscribers {
+        subscriber.connect(address.clone()).expect("connecting");
+    }
+    publisher.wait_for_peers(SUBSCRIBERS, PATIENCE).expect("peers");
+    for value in 0..COUNT {
+        publisher.send(&number(value)).expect("sent");
+    }
+    publisher.flush().expect("flushed");
+
+    let mut next = [0; SUBSCRIBERS];
+    let mut ready = Vec::new();
+    let until = Instant::now() + PATIENCE;
+    while next.iter().any(|&next| next < COUNT) {
+        assert!(Instant::now() < until, "not all came: {next:?}");
+        engine.poll(Some(Duration::from_secs(1)), &mut ready).expect("driven");
+        for id in &ready {
+            // The publisher is number 0 and receives nothing.
+            let index = id.index() - 1;
+            let mut messages = 0;
+            loop {
+                match subscribers[index].try_recv() {
+                    Ok(message) => assert_eq!(message, &number(next[index])[..]),
+                    Err(TryRecvError::Empty) => break,
+                    Err(error) => panic!("{error}"),
+                }
+                next[index] += 1;
+                messages += 1;
+            }
+            assert!(messages > 0, "ready, but nothing to receive");
+        }
+    }
+}
+
+fn round_trips_on_one_thread(backend: Backend) {
+    let engine = engine(backend);
+    let (server, client) = pair(&engine, RoundRobin);
+    for value in 0..1_000 {
+        client.send(&number(value)).expect("sent");
+        server.send(server.recv(Some(PATIENCE)).expect("received")).expect("sent");
+        assert_eq!(client.recv(Some(PATIENCE)).expect("received"), &number(value)[..]);
+    }
+}
+
+fn sending_only_appends(backend: Backend) {
+    let engine = engine(backend);
+    let socket = socket(&engine, Publish);
+    let address = socket.bind("127.0.0.1:0").expect("bound");
+    let mut peer = RawPeer::dial(&address);
+    peer.send(&crate::common::hello(1));
+    socket.wait_for_peers(1, PATIENCE).expect("a peer");
+    assert!(peer.read_frame().is_some(), "a HELLO");
+    socket.send("waits for company").expect("sent");
+    assert!(peer.is_silent_for(Duration::from_millis(50)), "a single small message went out at once");
+    socket.send("company").expect("sent");
+    socket.flush().expect("flushed");
+    assert_eq!(peer.read_data(), b"waits for company");
+    assert_eq!(peer.read_data(), b"company");
+}
+
+fn much_unsent_goes_out_by_itself(backend: Backend) {
+    let engine = engine(backend);
+    let socket = socket(&engine, Publish);
+    let address = socket.bind("127.0.0.1:0").expect("bound");
+    let mut peer = RawPeer::dial(&address);
+    peer.send(&crate::common::hello(1));
+    socket.wait_for_peers(1, PATIENCE).expect("a peer");
+    for index in 0..600 {
+        socket.send(pattern(1_000 + index % 3)).expect("sent");
+    }
+    assert!(peer.read_frame().is_some(), "a HELLO");
+    for index in 0..200 {
+        assert!(peer.read_data() == pattern(1_000 + index % 3), "message {index} came altered");
+    }
+}
+
+fn a_full_log_drives_the_engine(backend: Backend) {
+    const COUNT: usize = 8_000;
+    let engine = engine(backend);
+    let builder = aiomsg_uring::Socket::builder().send_mode(Publish).log_bytes_max(1 << 20).message_bytes_max(1 << 19);
+    let socket = builder.build_inline(&engine).expect("a socket");
+    let address = socket.bind("127.0.0.1:0").expect("bound");
+    let reader = std::thread::spawn(move || {
+        let mut peer = RawPeer::connected(&address, 1);
+        for index in 0..COUNT {
+            assert!(peer.read_data() == pattern(1_000 + index % 7), "message {index} came altered");
+        }
+    });
+    socket.wait_for_peers(1, PATIENCE).expect("a peer");
+    for index in 0..COUNT {
+        socket.send(pattern(1_000 + index % 7)).expect("sent");
+    }
+    socket.flush().expect("flushed");
+    let mut ready = Vec::new();
+    while !reader.is_finished() {
+        engine.poll(Some(Duration::from_millis(5)), &mut ready).expect("driven");
+    }
+    reader.join().expect("read");
+}
+
+fn poll_waits_as_long_as_asked(backend: Backend) {
+    let engine = engine(backend);
+    let _socket = socket(&engine, Publish);
+    let mut ready = Vec::new();
+    let began = Instant::now();
+    engine.poll(Some(Duration::ZERO), &mut ready).expect("driven");
+    assert!(began.elapsed() < Duration::from_secs(1));
+    engine.poll(Some(Duration::from_millis(50)), &mut ready).expect("driven");
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(ready.is_empty());
+}
+
+fn deadlines_are_told(backend: Backend) {
+    let engine = engine(backend);
+    let builder = aiomsg_uring::Socket::builder().heartbeat_interval(Duration::from_millis(100));
+    let socket = builder.receive_timeout(Duration::from_secs(10)).build_inline(&engine).expect("a socket");
+    let mut peer = RawPeer::dial(&socket.bind("127.0.0.1:0").expect("bound"));
+    peer.send(&crate::common::hello(1));
+    socket.wait_for_peers(1, PATIENCE).expect("a peer");
+    let deadline = engine.next_deadline().expect("a heartbeat is due some time");
+    assert!(deadline <= Instant::now() + Duration::from_secs(1));
+    // An application that keeps to the deadlines keeps its connections alive.
+    assert!(peer.read_frame().is_some(), "a HELLO");
+    let mut ready = Vec::new();
+    let until = Instant::now() + PATIENCE;
+    while peer.is_silent_for(Duration::from_millis(1)) {
+        assert!(Instant::now() < until, "no heartbeat");
+        let deadline = engine.next_deadline().expect("a heartbeat is due some time");
+        std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+        engine.poll(Some(Duration::ZERO), &mut ready).expect("driven");
+    }
+    assert_eq!(peer.read_frame(), Some((crate::common::HEARTBEAT, vec![])));
+}
+
+fn recv_gives_up_in_time(backend: Backend) {
+    let engine = engine(backend);
+    let (one, _other) = pair(&engine, Publish);
+    let began = Instant::now();
+    assert!(one.recv(Some(Duration::from_millis(50))).is_err());
+    assert!(began.elapsed() >= Duration::from_millis(50));
+    assert!(matches!(one.try_recv(), Err(TryRecvError::Empty)));
+}
+
+fn an_engine_outlives_its_sockets(backend: Backend) {
+    let engine = engine(backend);
+    for round in 0..3 {
+        let (one, other) = pair(&engine, Publish);
+        one.send(&number(round)).expect("sent");
+        assert_eq!(other.recv(Some(PATIENCE)).expect("received"), &number(round)[..]);
+    }
+    // And sockets may outlive the handle of their engine.
+    let (one, other) = pair(&engine, Publish);
+    drop(engine);
+    one.send("still driven").expect("sent");
+    assert_eq!(other.recv(Some(PATIENCE)).expect("received"), "still driven");
+}
+
+fn closing_on_one_thread(backend: Backend) {
+    let engine = engine(backend);
+    let (one, other) = pair(&engine, RoundRobin);
+    for value in 0..1_000 {
+        one.send(&number(value)).expect("sent");
+    }
+    assert_eq!(one.close().undelivered, 0);
+    for value in 0..1_000 {
+        assert_eq!(other.recv(Some(PATIENCE)).expect("received"), &number(value)[..]);
+    }
+}
