@@ -69,7 +69,7 @@ fn eight_subscribers_get_everything_by_default() {
     let _turn = turn();
     let outcome = outcome(&["--seconds", "2", "--json"]);
     assert_complete(&outcome, 8);
-    // A third of 2 s at 20,000/s, and then as many as the machine manages.
+    // A third of 2 s at 5,000/s, and then as many as the machine manages.
     assert!(number(&outcome, "sent") > 10_000, "{outcome}");
     assert_eq!(outcome["engine"], "inline");
     assert!(outcome["backend"] == "uring" || outcome["backend"] == "poll", "{outcome}");

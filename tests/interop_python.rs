@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 
 use aiomsg_uring::SendMode;
-use common::{Kind, PATIENCE, Sock, free_port, is_available, is_ci, say_loudly, watched};
+use common::{Kind, PATIENCE, Sock, free_port, is_available, is_ci, say_loudly, socket_addr, watched};
 use serde_json::{Value, json};
 
 const PACKAGE: &str = "aiomsg==2026.7.1";
@@ -105,7 +105,7 @@ impl Drop for PythonPeer {
 /// Connects the two, either way round.
 fn join(ours: &Sock, python: &mut PythonPeer, ours_binds: bool) {
     if ours_binds {
-        let port = ours.bind_loopback().port();
+        let port = socket_addr(&ours.bind_loopback()).port();
         python.ask(json!({"do": "connect", "port": port}));
     } else {
         let port = free_port();
@@ -202,7 +202,7 @@ fn echo(kind: Kind) {
 fn several_subscribers(kind: Kind) {
     let Some(python) = python() else { return };
     let ours = kind.socket(SendMode::Publish);
-    let port = ours.bind_loopback().port();
+    let port = socket_addr(&ours.bind_loopback()).port();
     let mut peers = [(); 2].map(|()| PythonPeer::start(python, SendMode::Publish, "at-most-once"));
     for peer in &mut peers {
         peer.ask(json!({"do": "connect", "port": port}));

@@ -100,9 +100,6 @@ impl Reader {
         if from.frame == to.frame {
             return false;
         }
-        // A finished chunk is left as soon as its last frame is done, not when the next one is asked for: else a log
-        // that waits for room and links that have nothing to send would wait for each other.
-        self.settle(to.frame);
         self.uncount(from.frame);
         self.count(to.frame);
         self.release()
@@ -362,11 +359,15 @@ impl Reader {
     }
 
     fn publish_low(&self, position: u64) {
+        // Release: who sees the mark sees the chunks let go as well, and does not find the log full for nothing. It is
+        // not what keeps memory from being used again (that is the count of references), so no model depends on it.
         self.shared.low[self.number].store(position, Ordering::Release);
     }
 
     /// The cursor at `offset` in the window's chunk at `index`, reached from `from`.
     fn cursor_at(&mut self, index: usize, extent: Extent, offset: u32, from: Cursor) -> Cursor {
+        // Fetching the successor here also means that the advance to this cursor leaves the finished chunk for it: else
+        // an appender that needs that memory and a link that has nothing to send would wait for each other.
         let head_bytes = if offset == extent.len && extent.followed && self.reach(index + 1) {
             self.window[index + 1].chunk.as_payload().map_or(0, |(_, head_bytes)| head_bytes)
         } else {

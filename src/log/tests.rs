@@ -6,6 +6,7 @@ use super::*;
 use proptest::prelude::*;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 const KIB: usize = 1 << 10;
 
@@ -452,8 +453,15 @@ proptest! {
     }
 }
 
+/// Lets the others go on; fails when they do not, for one that has failed would be waited for without end.
+fn wait(started: Instant) {
+    assert!(started.elapsed() < Duration::from_secs(60), "no progress");
+    std::thread::yield_now();
+}
+
 /// Reads with several cursors in turn, in small and in large steps, until `total` messages were seen by each.
 fn read_all(mut reader: Reader, start: Cursor, total: u64, room: &AtomicU64) {
+    let started = Instant::now();
     let mut cursors = vec![(start, Vec::<u8>::new(), 0u64)];
     for _ in 0..2 {
         let at = reader.join();
@@ -479,7 +487,7 @@ fn read_all(mut reader: Reader, start: Cursor, total: u64, room: &AtomicU64) {
         assert_eq!(to.messages(), *number);
         room.fetch_add(u64::from(reader.advance(*at, to)), Ordering::Relaxed);
         if to == *at {
-            std::thread::yield_now();
+            wait(started);
         }
         *at = to;
     }
@@ -496,6 +504,7 @@ fn threads_read_what_another_appends() {
     let handle = appender.handle();
     let appender = Mutex::new(appender);
     let room = AtomicU64::new(0);
+    let started = Instant::now();
     std::thread::scope(|scope| {
         for mut reader in readers {
             let start = reader.join();
@@ -509,7 +518,7 @@ fn threads_read_what_another_appends() {
                 message.resize(bytes, number as u8);
                 let message = Bytes::from(message);
                 while appender.lock().unwrap().append_bytes(&head(bytes), message.clone()).is_err() {
-                    std::thread::yield_now();
+                    wait(started);
                 }
                 assert!(handle.bytes_held() <= handle.limit_bytes());
             }

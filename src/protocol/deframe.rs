@@ -505,6 +505,17 @@ mod tests {
         let mut deframer = Deframer::new(u32::MAX);
         deframer.feed(&[0x7f, 0xff, 0xff, 0xff, 0xE0, 1, 2, 3], |_| ()).unwrap();
         assert_eq!((deframer.carry.capacity(), deframer.missing()), (0, None));
+        // Of an ACK that goes on and on, only the msg_id is.
+        let mut deframer = Deframer::new(u32::MAX);
+        deframer.feed(&[&[0x7f, 0xff, 0xff, 0xff, 5][..], &[0; 100_000]].concat(), |_| ()).unwrap();
+        assert!(deframer.carry.capacity() <= frame::ACK_BYTES);
+    }
+
+    #[test]
+    fn an_empty_envelope_takes_no_type_from_the_next_frame() {
+        // The byte after LENGTH = 0 is the first of the next LENGTH, here 3, which is no TYPE.
+        let scan = Deframer::new(u32::MAX).feed(&[0, 0, 0, 0, 3, 0, 0, 0, 3, 1], |_| ()).unwrap();
+        assert_eq!((scan.run, scan.messages), (0..4, 0));
     }
 
     #[test]

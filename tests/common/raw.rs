@@ -178,6 +178,8 @@ fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-fn socket_addr(address: &Address) -> SocketAddr {
-    address.socket_addr().expect("an IP address")
+/// The address as the standard library has it.
+#[track_caller]
+pub(crate) fn socket_addr(address: &Address) -> SocketAddr {
+    address.ip().expect("an IP address")
 }

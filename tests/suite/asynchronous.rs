@@ -58,7 +58,8 @@ fn value_of(message: &Bytes) -> u64 {
 }
 
 fn engine_tells_what_it_is(backend: Backend) {
-    let info = engine(backend).info();
+    let engine = engine(backend);
+    let info = engine.info();
     let (kind, name) = match backend {
         Backend::Uring => (BackendKind::Uring, "uring"),
         _ => (BackendKind::Poll, "poll"),

@@ -41,7 +41,8 @@ fn pair(engine: &Engine, mode: SendMode) -> (Socket, Socket) {
 }
 
 fn engine_tells_what_it_is(backend: Backend) {
-    let info = engine(backend).info();
+    let engine = engine(backend);
+    let info = engine.info();
     assert!(info.inline);
     assert_eq!(info.backend.to_string(), if backend == Backend::Uring { "uring" } else { "poll" });
 }

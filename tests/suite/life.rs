@@ -1,13 +1,13 @@
 //! Connections and sockets from beginning to end: peers, events, heartbeats, closing.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use aiomsg_uring::SendMode::{Publish, RoundRobin};
 use aiomsg_uring::{Event, SendMode, SocketBuilder};
 
-use crate::common::{HEARTBEAT, Kind, PATIENCE, RawPeer, data, eventually, expect_numbers, number, send_numbers};
+use crate::common::{HEARTBEAT, Kind, PATIENCE, RawPeer, data, eventually, expect_numbers, number, send_numbers, socket_addr};
 
 pair_tests!([
     peers_come_and_go,
@@ -149,8 +149,8 @@ fn a_closed_socket_says_so(kind: Kind) {
             assert_eq!(socket.close(), 0, "closing twice is no error");
         });
     }
-    let address = address.socket_addr().expect("an IP address");
-    eventually("nothing listens any more", || std::net::TcpStream::connect(address).is_err());
+    let address = socket_addr(&address);
+    eventually("nothing listens any more", || TcpStream::connect(address).is_err());
 }
 
 fn heartbeats_go_out_when_idle(kind: Kind) {

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use aiomsg_uring::{Address, Backend, Batch, Engine, EngineInfo, Payload, Socket, WaitError, blocking, inline};
+use aiomsg_uring::{Address, Backend, Batch, Engine, EngineInfo, Payload, Socket, SocketId, blocking, inline};
 use anyhow::{Context, Result};
 
 use super::{BackendChoice, EngineKind};
@@ -21,7 +21,7 @@ pub(crate) enum Endpoint {
         /// What this thread drives.
         engine: inline::Engine,
         /// Room for the ids of ready sockets; there is only one, so that nobody reads them.
-        ready: Vec<inline::SocketId>,
+        ready: Vec<SocketId>,
     },
     /// Reactor threads drive.
     Sharded {
@@ -43,7 +43,7 @@ impl Endpoint {
         let socket = Socket::builder().publish_stall_max(PUBLISH_STALL_MAX);
         match kind {
             EngineKind::Inline => {
-                let engine = inline::Engine::builder().backend(backend).build()?;
+                let engine = inline::Engine::builder().backend(backend).build_inline()?;
                 let socket = socket.build_inline(&engine)?;
                 Ok(Self::Inline { engine, socket, ready: Vec::new() })
             }
@@ -61,7 +61,7 @@ impl Endpoint {
     }
 
     /// The backend, and why it was chosen.
-    pub(crate) fn info(&self) -> EngineInfo {
+    pub(crate) fn info(&self) -> &EngineInfo {
         match self {
             Self::Inline { engine, .. } => engine.info(),
             Self::Sharded { engine, .. } => engine.info(),
@@ -94,15 +94,10 @@ impl Endpoint {
     }
 
     /// Waits until `count` peers are connected; false when they were not within `timeout`.
-    pub(crate) fn wait_for_peers(&mut self, count: usize, timeout: Duration) -> Result<bool> {
-        let outcome = match self {
-            Self::Inline { socket, .. } => socket.wait_for_peers(count, timeout),
-            Self::Sharded { socket, .. } => socket.wait_for_peers(count, timeout),
-        };
-        match outcome {
-            Ok(()) => Ok(true),
-            Err(WaitError::Timeout { .. }) => Ok(false),
-            Err(error) => Err(error.into()),
+    pub(crate) fn wait_for_peers(&mut self, count: usize, timeout: Duration) -> bool {
+        match self {
+            Self::Inline { socket, .. } => socket.wait_for_peers(count, timeout).is_ok(),
+            Self::Sharded { socket, .. } => socket.wait_for_peers(count, timeout).is_ok(),
         }
     }
 

@@ -51,7 +51,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = parse_size)]
     size: usize,
     /// Messages per second of the paced phase, where latency is measured
-    #[arg(long, value_name = "PER_SECOND", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     rate: u64,
     /// Who drives the sockets: the calling thread, or reactor threads
     #[arg(long, value_enum, default_value_t = EngineKind::Inline)]
@@ -99,7 +99,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut children = Children::spawn(options.subscribers, &subscriber::arguments(&address, options))?;
     wait_for_subscribers(&mut endpoint, &mut children)?;
 
-    let info = endpoint.info();
+    let info = endpoint.info().clone();
     let mut publisher = Publisher::new(endpoint, children, Progress::new());
     let paced = Duration::from_secs(options.seconds) / 3;
     match recording {
@@ -123,7 +123,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn wait_for_subscribers(endpoint: &mut Endpoint, children: &mut Children) -> Result<()> {
     let deadline = Instant::now() + CONNECT_TIMEOUT;
     // In slices, so that a subscriber that cannot start is told at once and not after the whole timeout.
-    while !endpoint.wait_for_peers(children.len(), Duration::from_millis(100))? {
+    while !endpoint.wait_for_peers(children.len(), Duration::from_millis(100)) {
         children.observe()?;
         if Instant::now() >= deadline {
             let seconds = CONNECT_TIMEOUT.as_secs();

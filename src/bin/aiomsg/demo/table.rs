@@ -74,7 +74,7 @@ impl Outcome {
         let rows = [
             ("backend", format!("{} ({})", self.backend, self.reason)),
             ("engine", self.engine.to_string()),
-            ("subscribers", format!("{} processes over loopback TCP", self.subscribers)),
+            ("subscribers", format!("{}, each a process, over loopback TCP", self.subscribers)),
             ("messages", format!("{} sent in {:.1} s", grouped(self.sent), self.seconds)),
             ("deliveries", grouped(self.delivered)),
             ("deliveries/s", format!("{} ({})", grouped(self.deliveries_per_s as u64), phases[0])),
