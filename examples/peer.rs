@@ -283,9 +283,10 @@ fn publish(options: &Options) -> Outcome {
             thread::yield_now();
         }
         stamp(&mut data, DATA, index);
+        let before = if alone { socket.stats().messages_delivered } else { 0 };
         send!(socket, &data, owned)?;
-        if alone {
-            wait_until_out(&socket);
+        while alone && socket.stats().messages_delivered < before + options.copies() {
+            thread::yield_now();
         }
     }
     sender.sent();
@@ -294,13 +295,6 @@ fn publish(options: &Options) -> Outcome {
         thread::sleep(END_INTERVAL);
     }
     sender.report()
-}
-
-/// Waits until the kernel has everything that was sent.
-fn wait_until_out(socket: &blocking::Socket) {
-    while socket.stats().log_bytes > 0 {
-        thread::yield_now();
-    }
 }
 
 fn subscribe(options: &Options) -> Outcome {

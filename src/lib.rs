@@ -21,6 +21,9 @@ mod log;
 mod protocol;
 mod queue;
 mod shard;
+#[cfg(any(test, feature = "simulation"))]
+#[doc(hidden)]
+pub mod simulation;
 mod socket;
 mod transport;
 

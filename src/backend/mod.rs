@@ -18,6 +18,8 @@ mod options;
 mod poll;
 mod pool;
 mod resolver;
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod sim;
 mod sockets;
 #[cfg(test)]
 mod tests;

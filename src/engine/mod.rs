@@ -93,6 +93,14 @@ impl Engine {
         Ok(Engine { inner: Arc::new(Inner { ports, ids: Arc::new(SocketIds::new(options.sockets_max)), info }) })
     }
 
+    /// An engine over shards that somebody else steps.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn over(ports: Arc<[Arc<Port>]>, sockets_max: usize) -> Engine {
+        let shards = ports.len();
+        let info = EngineInfo { backend: crate::backend::Kind::Sim, reason: "simulated".to_owned(), shards, inline: false };
+        Engine { inner: Arc::new(Inner { ports, ids: Arc::new(SocketIds::new(sockets_max)), info }) }
+    }
+
     /// Opens a socket on all shards.
     pub(crate) fn open(&self, identity: Identity, config: SocketConfig) -> Result<(Arc<SocketShared>, Appender), OpenError> {
         let ports = self.inner.ports.clone();

@@ -263,6 +263,12 @@ impl Shard {
         self.backend.now_ns()
     }
 
+    /// What the end of a wait in the kernel does, for a backend that returns instead of waiting: time has passed.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn waited(&mut self) {
+        self.now_ns = self.backend.now_ns();
+    }
+
     pub(crate) fn backend_counters(&self) -> crate::backend::Counters {
         self.backend.counters()
     }

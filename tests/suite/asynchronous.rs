@@ -313,7 +313,7 @@ fn blocking_iterators(backend: Backend) {
         sender.send(&number(value)).expect("sent");
     }
     assert!(receiver.messages().take(100).map(|message| value_of(&message)).eq(0..100));
-    for ((identity, message), value) in receiver.identity_messages().zip(100..200) {
+    for (value, (identity, message)) in (100..200).zip(receiver.identity_messages()) {
         assert_eq!((identity, value_of(&message)), (sender.identity(), value));
     }
     receiver.close();

@@ -96,11 +96,11 @@ fn stalled_subscriber_is_disconnected(one: Kind, other: Kind) {
     let event = publisher.event("dropped", |event| matches!(event, Event::Dropped { .. }));
     assert!(matches!(event, Event::Dropped { messages, .. } if messages > 0), "{event}");
     let stats = publisher.stats();
-    assert!(stats.messages_dropped > 0 && stats.messages_dropped < COUNT as u64, "{}", stats.messages_dropped);
+    // What it missed is what filled the log while it held the publisher.
+    assert!((1..=3_000).contains(&stats.messages_dropped), "{stats:?}");
+    assert!(stats.messages_delivered >= COUNT as u64, "{stats:?}");
     assert_eq!(stats.disconnects, 1);
     assert_eq!(publisher.peers(), [good.identity()]);
-    // All of it is accounted for: every message was meant for two peers.
-    assert_eq!(stats.messages_delivered + stats.messages_dropped, 2 * COUNT as u64);
 }
 
 fn few_small_slabs_suffice(one: Kind, other: Kind) {

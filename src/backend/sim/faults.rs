@@ -1,0 +1,166 @@
+//! The faults: each has a name, a meaning and a count. A run switches a random subset on (swarm testing: Groce et al., 2012);
+//! what is off in one run lets others get further. After the heal nothing fires any more.
+
+use super::Dice;
+
+macro_rules! faults {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Something that goes wrong.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum Fault { $($(#[doc = $doc])+ $name,)+ }
+
+        /// All of them, in order.
+        pub(crate) const FAULTS: &[Fault] = &[$(Fault::$name,)+];
+    };
+}
+
+faults! {
+    /// A receive gets fewer bytes than there are, down to one.
+    ShortRead,
+    /// A send hands over fewer bytes than there is room for, down to one.
+    ShortWrite,
+    /// A segment takes up to two seconds.
+    LongDelay,
+    /// A connection delivers nothing in one direction for a while, then everything.
+    Stall,
+    /// Two hosts cannot reach each other, in either direction.
+    PartitionBothWays,
+    /// One host's packets do not reach another; the way back works.
+    PartitionOneWay,
+    /// A connection is reset between any two bytes; what had not arrived is lost.
+    Reset,
+    /// A reset also destroys what had arrived and was not read.
+    ResetDestroysUnread,
+    /// A connection's bytes vanish in both directions for good, and nobody is told.
+    HalfOpen,
+    /// A middlebox ends a connection in good order, between any two bytes.
+    EndOfStream,
+    /// A process is killed: its sockets are reset.
+    Kill,
+    /// A host loses power: its connections know nothing until the host is up again.
+    PowerLoss,
+    /// A process comes back under the identity that it had.
+    RestartSameIdentity,
+    /// A process comes back as somebody else.
+    RestartNewIdentity,
+    /// A process does not run for up to twenty seconds, then goes on.
+    Pause,
+    /// A connect is refused though somebody listens.
+    ConnectRefused,
+    /// A connect finds no route.
+    ConnectUnreachable,
+    /// No descriptor is left for a connect.
+    ConnectEmfile,
+    /// No descriptor is left for an accept.
+    AcceptEmfile,
+    /// A connection is aborted while it waits to be accepted.
+    AcceptAborted,
+    /// A name does not resolve.
+    ResolveFails,
+    /// A name resolves to an address where nobody is, first.
+    ResolveStale,
+    /// The pool has two to eight small receive slabs.
+    FewSlabs,
+    /// The log of a socket is as small as it can be.
+    SmallLog,
+    /// The receive queue of a socket is as small as it can be.
+    SmallReceiveQueue,
+    /// The kernel's buffers of connections hold a few hundred bytes.
+    SmallWindow,
+    /// An application takes its messages late.
+    SlowConsumer,
+    /// Completions are reported piecemeal, over many turns.
+    PiecemealCompletions,
+    /// A shard is stepped though nothing has happened.
+    IdleTurns,
+    /// A call is given up in the middle.
+    FutureDropped,
+    /// A socket is closed in the middle of everything.
+    SocketClosed,
+    /// A connection that sends random bytes.
+    HostileJunk,
+    /// A connection that sends nothing, or a byte now and then.
+    HostileSlow,
+    /// A HELLO of another version.
+    HostileVersion,
+    /// A HELLO cut short.
+    HostileTruncatedHello,
+    /// A valid HELLO and then the announcement of an enormous frame.
+    HostileLength,
+    /// The identity of somebody who is connected already.
+    HostileStolenIdentity,
+    /// Valid HELLO, then frames that must be skipped: unknown types, empty envelopes, a second HELLO, short bodies.
+    HostileUnknownFrames,
+    /// Valid HELLO, then a flood of heartbeats and acknowledgements that nobody asked for.
+    HostileFlood,
+    /// io_uring: a submission queue of four to eight entries.
+    RingSmallQueue,
+    /// io_uring: completions wait because the completion queue is full.
+    RingOverflow,
+    /// io_uring: a multishot request ends with a good result.
+    RingMultishotEnds,
+    /// io_uring: a receive finds no buffer though there are some.
+    RingNoBuffers,
+    /// io_uring: a request ends with EINTR or EAGAIN.
+    RingNotNow,
+    /// io_uring: a completion comes later than its work.
+    RingLateCompletion,
+    /// io_uring: a cancellation comes too late, or takes its time.
+    RingLateCancel,
+    /// io_uring: a send that was to be whole ends in part.
+    RingShortSend,
+    /// io_uring: buffers are used up by one receive each.
+    RingPlainBuffers,
+}
+
+/// Which faults are on, and how often each has happened.
+#[derive(Clone, Debug)]
+pub(crate) struct Faults {
+    on: Vec<bool>,
+    /// Times that each has happened.
+    pub(crate) fired: Vec<u64>,
+    /// Nothing goes wrong any more.
+    healed: bool,
+}
+
+impl Faults {
+    /// A random subset.
+    pub(crate) fn draw(dice: &mut Dice) -> Faults {
+        // From nothing at all to everything at once.
+        let share = dice.pick(0, 4);
+        let on = FAULTS.iter().map(|_| dice.pick(0, 3) < share).collect();
+        Faults { on, fired: vec![0; FAULTS.len()], healed: false }
+    }
+
+    /// Whether a fault is part of this run.
+    pub(crate) fn has(&self, fault: Fault) -> bool {
+        self.on[fault as usize] && !self.healed
+    }
+
+    /// Whether a fault was part of this run before the heal.
+    pub(crate) fn had(&self, fault: Fault) -> bool {
+        self.on[fault as usize]
+    }
+
+    /// Whether it happens here: once in `one_in` times, if it is on.
+    pub(crate) fn strikes(&mut self, fault: Fault, one_in: u64, dice: &mut Dice) -> bool {
+        let strikes = self.has(fault) && dice.once_in(one_in);
+        self.fired[fault as usize] += u64::from(strikes);
+        strikes
+    }
+
+    /// Counts a fault that was decided elsewhere.
+    pub(crate) fn note(&mut self, fault: Fault) {
+        self.fired[fault as usize] += 1;
+    }
+
+    /// Switches everything off.
+    pub(crate) fn heal(&mut self) {
+        self.healed = true;
+    }
+
+    /// Faults that have happened.
+    pub(crate) fn total(&self) -> u64 {
+        self.fired.iter().sum()
+    }
+}

@@ -1,0 +1,176 @@
+//! The reference model: what every socket sent, and what every socket received, as the applications saw it. It shares no code
+//! with the engine.
+//!
+//! A message says who sent it and which of the sender's it is, and the rest of it follows from these two; so nothing can be
+//! invented, altered, swapped or doubled without being seen. Messages too short for that are counted by length.
+
+use std::collections::BTreeMap;
+
+use super::report::Violation;
+use crate::protocol::Identity;
+use crate::shard::SendMode;
+
+/// One life of a socket: a socket that comes back after its process died is another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Life(pub(super) u32);
+
+/// Bytes that say who and which.
+pub(super) const HEAD_BYTES: usize = 12;
+
+/// What a life did.
+pub(super) struct Record {
+    pub(super) identity: Identity,
+    pub(super) mode: SendMode,
+    /// Lengths of the messages that were accepted, by number.
+    pub(super) sent: Vec<u32>,
+    /// Messages too short to be told apart, by length.
+    pub(super) blanks: [u64; HEAD_BYTES],
+    /// What it received, by sender, in the order of arrival.
+    pub(super) received: BTreeMap<Life, Vec<u32>>,
+    pub(super) blanks_received: BTreeMap<Identity, [u64; HEAD_BYTES]>,
+    /// Its links, as its events told of them: with whom, and between which of its messages.
+    pub(super) sessions: Vec<Session>,
+    pub(super) disconnects: u64,
+    /// Number of the first message of the last round.
+    pub(super) last_round: Option<u32>,
+    /// Links that had ended before it.
+    pub(super) disconnects_before: u64,
+    /// It was closed or its process died.
+    pub(super) over: bool,
+}
+
+/// A link, as one end saw it.
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    pub(super) peer: Identity,
+    /// Messages that this end had sent when it began.
+    pub(super) from: u32,
+    /// And when it ended, if it has.
+    pub(super) to: Option<u32>,
+}
+
+/// Everybody's records.
+#[derive(Default)]
+pub(super) struct Journal {
+    pub(super) lives: Vec<Record>,
+    pub(super) messages_received: u64,
+}
+
+impl Journal {
+    pub(super) fn born(&mut self, identity: Identity, mode: SendMode) -> Life {
+        self.lives.push(Record {
+            identity,
+            mode,
+            sent: Vec::new(),
+            blanks: [0; HEAD_BYTES],
+            received: BTreeMap::new(),
+            blanks_received: BTreeMap::new(),
+            sessions: Vec::new(),
+            disconnects: 0,
+            last_round: None,
+            disconnects_before: 0,
+            over: false,
+        });
+        Life(self.lives.len() as u32 - 1)
+    }
+
+    pub(super) fn record(&mut self, life: Life) -> &mut Record {
+        &mut self.lives[life.0 as usize]
+    }
+
+    /// The next message of a life, of about this length.
+    pub(super) fn compose(&self, life: Life, len: usize) -> Vec<u8> {
+        if len < HEAD_BYTES {
+            return vec![0xB0 | len as u8; len];
+        }
+        payload(life, self.lives[life.0 as usize].sent.len() as u32, len)
+    }
+
+    /// It was accepted.
+    pub(super) fn accepted(&mut self, life: Life, len: usize) {
+        let record = self.record(life);
+        match record.blanks.get_mut(len) {
+            Some(count) => *count += 1,
+            None => record.sent.push(len as u32),
+        }
+    }
+
+    /// A life received a message: is it one that was sent, by the one who is said to have sent it?
+    pub(super) fn received(&mut self, life: Life, from: Identity, message: &[u8]) -> Result<(), Violation> {
+        let broken = |text| Err(Violation { invariant: "I2", text });
+        self.messages_received += 1;
+        if message.len() < HEAD_BYTES {
+            if message.iter().any(|&byte| byte != 0xB0 | message.len() as u8) {
+                return broken(format!("{life:?} received a short message of other bytes"));
+            }
+            self.record(life).blanks_received.entry(from).or_default()[message.len()] += 1;
+            return Ok(());
+        }
+        let word = |at: usize| u32::from_be_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]]);
+        let (sender, number) = (Life(word(0)), word(4));
+        let Some(record) = self.lives.get(sender.0 as usize) else {
+            return broken(format!("{life:?} received a message of nobody: {sender:?}, {} bytes", message.len()));
+        };
+        if record.identity != from {
+            return broken(format!("{life:?} received a message of {sender:?} from {from}"));
+        }
+        if record.sent.get(number as usize) != Some(&(message.len() as u32)) {
+            return broken(format!("{life:?} received message {number} of {sender:?}, {} bytes, never sent", message.len()));
+        }
+        if payload(sender, number, message.len()) != message {
+            return broken(format!("{life:?} received message {number} of {sender:?} altered"));
+        }
+        self.record(life).received.entry(sender).or_default().push(number);
+        Ok(())
+    }
+
+    pub(super) fn connected(&mut self, life: Life, peer: Identity) -> Result<(), Violation> {
+        let record = self.record(life);
+        if record.sessions.iter().any(|session| session.peer == peer && session.to.is_none()) {
+            return Err(Violation { invariant: "I8", text: format!("{life:?} has two links to {peer}") });
+        }
+        let from = record.sent.len() as u32;
+        record.sessions.push(Session { peer, from, to: None });
+        Ok(())
+    }
+
+    pub(super) fn disconnected(&mut self, life: Life, peer: Identity) -> Result<(), Violation> {
+        let record = self.record(life);
+        let to = record.sent.len() as u32;
+        record.disconnects += 1;
+        match record.sessions.iter_mut().find(|session| session.peer == peer && session.to.is_none()) {
+            Some(session) => session.to = Some(to),
+            None => {
+                return Err(Violation { invariant: "I8", text: format!("{life:?} lost {peer}, which it did not have") });
+            }
+        }
+        Ok(())
+    }
+
+    /// The life that goes by this identity now.
+    pub(super) fn living(&self, identity: Identity) -> Option<Life> {
+        let at = self.lives.iter().rposition(|record| record.identity == identity && !record.over)?;
+        Some(Life(at as u32))
+    }
+
+    pub(super) fn messages_sent(&self) -> u64 {
+        self.lives.iter().map(|record| record.sent.len() as u64 + record.blanks.iter().sum::<u64>()).sum()
+    }
+}
+
+/// The message that these three determine.
+fn payload(life: Life, number: u32, len: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len + 8);
+    bytes.extend_from_slice(&life.0.to_be_bytes());
+    bytes.extend_from_slice(&number.to_be_bytes());
+    bytes.extend_from_slice(&(len as u32).to_be_bytes());
+    let mut word = (u64::from(life.0) << 32 | u64::from(number)).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    while bytes.len() < len {
+        word ^= word << 13;
+        word ^= word >> 7;
+        word ^= word << 17;
+        bytes.extend_from_slice(&word.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}

@@ -1,0 +1,42 @@
+//! The whole engine under every fault, from a seed: real shards and real sockets over a simulated network, a simulated clock and
+//! applications that are futures which the world polls. The same seed gives the same run, to the last byte.
+//!
+//! ```text
+//!   plan      what a seed means: nodes, sockets, who dials whom, limits, times
+//!   world     the clock, and who runs next: shards, applications, the timeline of faults
+//!   node      a process: an engine over simulated drivers, its sockets, its applications
+//!   hostile   connections that are no good
+//!   journal   what was sent and what was received: the reference model, which shares no code with the engine
+//!   checks    the invariants, one checker each
+//! ```
+//! A run goes through phases: faults; heal; everybody finds everybody again within a stated virtual time; a last round of
+//! messages, each of which must arrive; silence, in which nothing may stir; the orderly end, after which nothing may be left.
+//!
+//! Nothing here sleeps, reads a clock or starts a thread. Compiled for tests and for the feature `simulation` only.
+
+mod checks;
+mod hostile;
+mod journal;
+mod node;
+mod plan;
+mod report;
+#[cfg(test)]
+mod tests;
+mod world;
+
+pub use report::{Outcome, Report, Violation};
+
+/// Runs one seed. With `verbose` everything that happens is printed.
+pub fn run(seed: u64, verbose: bool) -> Outcome {
+    let result = std::panic::catch_unwind(|| world::World::new(seed, verbose).run());
+    result.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default();
+        Outcome::panicked(seed, text)
+    })
+}
+
+/// The names of all faults, in the order of [`Outcome::fired`].
+pub fn fault_names() -> Vec<String> {
+    crate::backend::sim::FAULTS.iter().map(|fault| format!("{fault:?}")).collect()
+}

@@ -1,0 +1,270 @@
+//! A process: an engine over simulated drivers, the sockets on it, and the applications that use them. The world steps the
+//! shards and polls the applications; nothing here runs by itself.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use bytes::Bytes;
+
+use super::journal::{Journal, Life};
+use super::plan::SocketPlan;
+use super::report::Violation;
+use crate::backend::sim::{BackendId, Dice, Fault, SharedNetwork};
+use crate::engine::Engine;
+use crate::protocol::Identity;
+use crate::shard::{Port, Shard};
+use crate::socket::{Socket, TrySendError};
+
+/// A shard and how it goes.
+pub(super) struct SimShard {
+    pub(super) shard: Shard,
+    pub(super) port: Arc<Port>,
+    pub(super) seat: BackendId,
+    /// It waits, with its doorbell armed.
+    pub(super) asleep: bool,
+    /// It has ended in good order.
+    pub(super) stopped: bool,
+}
+
+/// A socket of a node, in its present life.
+pub(super) struct SimSocket {
+    pub(super) socket: Socket,
+    pub(super) life: Life,
+}
+
+/// See the file's header.
+#[derive(Default)]
+pub(super) struct Node {
+    pub(super) shards: Vec<SimShard>,
+    pub(super) engine: Option<Engine>,
+    pub(super) sockets: Vec<Option<SimSocket>>,
+    /// The identities that its sockets have.
+    pub(super) identities: Vec<Identity>,
+    /// When a process that is gone comes back.
+    pub(super) returns_ns: Option<u64>,
+    /// It does not run before that.
+    pub(super) paused_until_ns: u64,
+}
+
+/// What applications share with the world.
+#[derive(Clone)]
+pub(super) struct Common {
+    pub(super) network: SharedNetwork,
+    pub(super) journal: Rc<RefCell<Journal>>,
+    /// Sleepers by deadline.
+    pub(super) alarms: Rc<RefCell<BTreeMap<(u64, u64), Waker>>>,
+    pub(super) violation: Rc<RefCell<Option<Violation>>>,
+    pub(super) healed: Rc<Cell<bool>>,
+    pub(super) verbose: bool,
+}
+
+impl Common {
+    pub(super) fn fail(&self, violation: Violation) {
+        self.violation.borrow_mut().get_or_insert(violation);
+    }
+
+    pub(super) fn now_ns(&self) -> u64 {
+        self.network.borrow().now_ns()
+    }
+
+    async fn sleep(&self, ns: u64) {
+        let until_ns = self.now_ns() + ns;
+        std::future::poll_fn(|cx| {
+            if self.now_ns() >= until_ns {
+                return Poll::Ready(());
+            }
+            let mut alarms = self.alarms.borrow_mut();
+            let number = alarms.len() as u64;
+            let free = (number..).find(|&number| !alarms.contains_key(&(until_ns, number))).unwrap_or(number);
+            alarms.insert((until_ns, free), cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// A future that the world polls.
+pub(super) struct Task {
+    pub(super) node: usize,
+    pub(super) kind: Kind,
+    pub(super) future: Pin<Box<dyn Future<Output = ()>>>,
+    pub(super) woken: Arc<Flag>,
+}
+
+/// What a task is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    SetUp,
+    Send,
+    Receive,
+    Close,
+}
+
+/// Set when a task is to be polled.
+pub(super) struct Flag(pub(super) AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Task {
+    pub(super) fn new(node: usize, kind: Kind, future: impl Future<Output = ()> + 'static) -> Task {
+        Task { node, kind, future: Box::pin(future), woken: Arc::new(Flag(AtomicBool::new(true))) }
+    }
+
+    /// True when it has ended.
+    pub(super) fn poll(&mut self) -> bool {
+        self.woken.0.store(false, Ordering::Relaxed);
+        let waker = Waker::from(Arc::clone(&self.woken));
+        self.future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready()
+    }
+}
+
+/// An application's view of its socket.
+pub(super) struct Actor {
+    pub(super) common: Common,
+    pub(super) socket: Socket,
+    pub(super) life: Life,
+    pub(super) plan: SocketPlan,
+    pub(super) dice: Dice,
+}
+
+impl Actor {
+    /// Binds and dials.
+    pub(super) async fn set_up(self, endpoints: Vec<String>) {
+        if let Some(port) = self.plan.port {
+            // An old connection may keep the port for a moment.
+            let mut tries = 0;
+            while let Err(error) = self.socket.bind(format!("0.0.0.0:{port}")).await {
+                tries += 1;
+                if tries > 100 || matches!(error, crate::BindError::Closed) {
+                    return;
+                }
+                self.common.sleep(100_000_000).await;
+            }
+        }
+        for endpoint in endpoints {
+            if self.socket.connect(endpoint.as_str()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Sends what the plan says, in bursts.
+    pub(super) async fn send_all(mut self) {
+        let mut left = self.plan.messages;
+        while left > 0 {
+            let burst = (self.dice.magnitude(1, 40) as u32).min(left);
+            for _ in 0..burst {
+                let len = self.dice.magnitude(0, self.plan.size_max as u64) as usize;
+                if !self.send_one(len).await {
+                    return;
+                }
+            }
+            left -= burst;
+            let pause_ns = if self.common.healed.get() { 1_000_000 } else { self.dice.pick(0, self.plan.pause_ns) };
+            self.common.sleep(pause_ns).await;
+        }
+    }
+
+    /// The messages each of which has to arrive.
+    pub(super) async fn send_last_round(mut self, messages: u32) {
+        {
+            let mut journal = self.common.journal.borrow_mut();
+            let record = journal.record(self.life);
+            record.last_round = Some(record.sent.len() as u32);
+            record.disconnects_before = record.disconnects;
+        }
+        for _ in 0..messages {
+            let len = self.dice.pick(12, 200) as usize;
+            if !self.send_one(len).await {
+                return;
+            }
+            if self.dice.once_in(4) {
+                self.common.sleep(1_000_000).await;
+            }
+        }
+    }
+
+    /// False when the socket is closed.
+    async fn send_one(&mut self, len: usize) -> bool {
+        let message = self.common.journal.borrow().compose(self.life, len);
+        let accepted = match self.dice.pick(0, 2) {
+            0 => match self.socket.try_send(&message[..]) {
+                Ok(()) => Some(true),
+                Err(TrySendError::Full(_)) => Some(false),
+                Err(TrySendError::Never(_)) => None,
+            },
+            1 => self.send_or_drop(|| self.socket.send(Bytes::from(message.clone()))).await,
+            _ => self.send_or_drop(|| self.socket.send(&message[..])).await,
+        };
+        match accepted {
+            Some(true) => self.common.journal.borrow_mut().accepted(self.life, len),
+            Some(false) => {}
+            None => return false,
+        }
+        true
+    }
+
+    /// Waits for a send, or gives it up at the first occasion; says whether the message was accepted, nothing when it is closed.
+    async fn send_or_drop<F, E>(&self, send: impl FnOnce() -> F) -> Option<bool>
+    where
+        F: Future<Output = Result<(), E>>,
+    {
+        let mut send = pin!(send());
+        let given_up = std::future::poll_fn(|cx| match send.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(Some(result.is_ok())),
+            Poll::Pending if self.common.network.borrow_mut().strikes(Fault::FutureDropped, 3) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        match given_up.await {
+            Some(true) => Some(true),
+            Some(false) => None,
+            None => Some(false),
+        }
+    }
+
+    /// Takes what comes, until the socket is closed.
+    pub(super) async fn receive_all(mut self) {
+        loop {
+            if self.plan.slow_consumer && !self.common.healed.get() && self.dice.once_in(8) {
+                self.common.network.borrow_mut().faults.note(Fault::SlowConsumer);
+                let ns = self.dice.pick(1_000_000, 3_000_000_000);
+                self.common.sleep(ns).await;
+            }
+            if self.dice.once_in(3) {
+                let Ok(batch) = self.socket.recv_batch().await else { return };
+                for message in &batch {
+                    self.took(batch.identity(), message);
+                }
+            } else {
+                let Ok((identity, message)) = self.socket.recv_identity().await else { return };
+                self.took(identity, &message);
+            }
+        }
+    }
+
+    fn took(&self, from: Identity, message: &[u8]) {
+        if self.common.verbose {
+            eprintln!("{:>14} {:?} took {} bytes from {from}", self.common.now_ns(), self.life, message.len());
+        }
+        self.common.network.borrow_mut().note("took", u64::from(self.life.0), message.len() as u64);
+        let result = self.common.journal.borrow_mut().received(self.life, from, message);
+        if let Err(violation) = result {
+            self.common.fail(violation);
+        }
+    }
+
+    /// Closes the socket.
+    pub(super) async fn close(self) {
+        self.socket.close().await;
+    }
+}

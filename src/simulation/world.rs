@@ -1,0 +1,607 @@
+//! The world: it owns time, decides at random who runs next, and makes things go wrong by its own timeline. Shards that wait,
+//! wait with their doorbell armed, exactly as a thread in the kernel would; only the world moves the clock, and only when nobody
+//! can run.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::checks;
+use super::node::{Actor, Common, Kind, Node, SimShard, SimSocket, Task};
+use super::plan::{NodePlan, Plan};
+use super::report::{Outcome, Violation};
+use crate::backend::sim::{Dice, Fault, Network, SimBackend};
+use crate::engine::Engine;
+use crate::protocol::Identity;
+use crate::shard::{DisconnectReason, Event, Port, Shard, Turn};
+
+const MS: u64 = 1_000_000;
+const S: u64 = 1_000_000_000;
+
+/// Steps without time passing after which somebody spins.
+const SPIN_STEPS: u64 = 300_000;
+/// Virtual time within which everybody has found everybody again, once nothing goes wrong any more: the receive timeout, the
+/// longest connect, the longest delay between attempts, the holding of duplicates, and as much again.
+const FOUND_NS: u64 = 90 * S;
+/// Virtual time for what is left to be sent and the last round to arrive.
+const DRAINED_NS: u64 = 900 * S;
+/// Twice the longest receive timeout.
+const QUIET_NS: u64 = 30 * S;
+const IDLE_NS: u64 = 20 * S;
+/// Virtual time for closing: linger, drain, and a bit.
+const CLOSED_NS: u64 = 10 * S;
+
+/// See the file's header.
+pub(super) struct World {
+    seed: u64,
+    dice: Dice,
+    plans: Vec<NodePlan>,
+    faulty_ns: u64,
+    common: Common,
+    nodes: Vec<Node>,
+    tasks: Vec<Task>,
+    turns: u64,
+    /// Steps since time last moved.
+    steps_at_once: u64,
+    next_mischief_ns: u64,
+    /// No link may end any more.
+    settled: bool,
+    ending: bool,
+    identities: u64,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, verbose: bool) -> World {
+        let mut dice = Dice::new(seed);
+        let Plan { faults, weather, nodes: plans, faulty_ns } = Plan::draw(&mut dice);
+        let mut network = Network::new(seed, faults, weather);
+        if verbose {
+            network.set_verbose();
+        }
+        let nodes = plans.iter().map(|_| Node::default()).collect();
+        let common = Common {
+            network: Rc::new(RefCell::new(network)),
+            journal: Rc::default(),
+            alarms: Rc::default(),
+            violation: Rc::default(),
+            healed: Rc::new(Cell::new(false)),
+            verbose,
+        };
+        World {
+            seed,
+            dice,
+            plans,
+            faulty_ns,
+            common,
+            nodes,
+            tasks: Vec::new(),
+            turns: 0,
+            steps_at_once: 0,
+            next_mischief_ns: 0,
+            settled: false,
+            ending: false,
+            identities: 0,
+        }
+    }
+
+    pub(super) fn run(mut self) -> Outcome {
+        let violation = self.phases().err();
+        let network = self.common.network.borrow();
+        let journal = self.common.journal.borrow();
+        Outcome {
+            seed: self.seed,
+            trace: network.trace(),
+            violation,
+            sent: journal.messages_sent(),
+            received: journal.messages_received,
+            fired: network.faults.fired.clone(),
+            turns: self.turns,
+            events: network.events_done(),
+            virtual_ns: network.now_ns(),
+        }
+    }
+
+    fn phases(&mut self) -> Result<(), Violation> {
+        for node in 0..self.nodes.len() {
+            self.start(node);
+        }
+        // Faults.
+        let until_ns = self.now_ns() + self.faulty_ns;
+        self.next_mischief_ns = self.now_ns();
+        self.run_until(until_ns, |world| world.mischief().is_none())?;
+        // Heal: everybody finds everybody.
+        self.heal();
+        let until_ns = self.now_ns() + FOUND_NS;
+        if !self.run_until(until_ns, World::is_connected)? {
+            return self.broken("I11", format!("not connected {} s after the heal: {}", FOUND_NS / S, self.unconnected()));
+        }
+        // What was begun is finished, and a last round in which nothing may be lost.
+        let until_ns = self.now_ns() + DRAINED_NS;
+        if !self.run_until(until_ns, |world| !world.has_task(Kind::Send))? {
+            return self.broken("I11", "senders are stuck though nothing goes wrong any more".to_owned());
+        }
+        // Links that died without a word are found out.
+        let quiet_ns = self.now_ns() + QUIET_NS;
+        self.run_until(quiet_ns, |_| false)?;
+        if !self.run_until(until_ns, World::is_connected)? {
+            return self.broken("I11", format!("not connected at the end: {}", self.unconnected()));
+        }
+        self.last_round();
+        let arrived = |world: &mut World| {
+            !world.has_task(Kind::Send) && checks::last_round_missing(&world.common.journal.borrow()).is_none()
+        };
+        if !self.run_until(until_ns, arrived)? {
+            let missing = checks::last_round_missing(&self.common.journal.borrow());
+            return self.broken("I11", missing.unwrap_or_else(|| "the last round is stuck".to_owned()));
+        }
+        // Silence. What still was to come has come.
+        self.settled = true;
+        let turns = self.turns;
+        let until_ns = self.now_ns() + IDLE_NS;
+        self.run_until(until_ns, |_| false)?;
+        self.idle_is_quiet(self.turns - turns)?;
+        let journal = Rc::clone(&self.common.journal);
+        checks::at_rest(&journal.borrow())?;
+        checks::fair_shares(&journal.borrow())?;
+        self.accounts()?;
+        self.end()
+    }
+
+    // ---- stepping ----
+
+    fn now_ns(&self) -> u64 {
+        self.common.now_ns()
+    }
+
+    fn broken<T>(&self, invariant: &'static str, text: String) -> Result<T, Violation> {
+        Err(Violation { invariant, text })
+    }
+
+    /// Runs until a condition holds (true) or virtual time is up (false).
+    fn run_until(&mut self, until_ns: u64, mut done: impl FnMut(&mut World) -> bool) -> Result<bool, Violation> {
+        loop {
+            if let Some(violation) = self.common.violation.borrow_mut().take() {
+                return Err(violation);
+            }
+            if done(self) {
+                return Ok(true);
+            }
+            if self.step(until_ns)? {
+                continue;
+            }
+            return Ok(false);
+        }
+    }
+
+    /// Lets somebody run, or time pass; false when time is up.
+    fn step(&mut self, until_ns: u64) -> Result<bool, Violation> {
+        let now_ns = self.now_ns();
+        let runnable = self.runnable(now_ns);
+        if !runnable.is_empty() {
+            self.steps_at_once += 1;
+            if self.steps_at_once > SPIN_STEPS {
+                return self.broken("I13", format!("{SPIN_STEPS} steps and no time has passed: somebody spins"));
+            }
+            match runnable[self.dice.index(runnable.len())] {
+                Runnable::Shard(node, shard) => self.turn(node, shard)?,
+                Runnable::Task(task) => self.poll(task),
+            }
+            return Ok(true);
+        }
+        if now_ns >= until_ns {
+            return Ok(false);
+        }
+        let next_ns = self.next_ns().min(until_ns).max(now_ns + 1);
+        self.common.network.borrow_mut().advance(next_ns);
+        self.steps_at_once = 0;
+        loop {
+            let mut alarms = self.common.alarms.borrow_mut();
+            match alarms.first_entry() {
+                Some(alarm) if alarm.key().0 <= next_ns => alarm.remove().wake(),
+                _ => break,
+            }
+        }
+        Ok(true)
+    }
+
+    fn runnable(&mut self, now_ns: u64) -> Vec<Runnable> {
+        let network = self.common.network.borrow();
+        let mut runnable = Vec::new();
+        for (at, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.paused_until_ns <= now_ns) {
+            for (shard_at, shard) in node.shards.iter().enumerate().filter(|(_, shard)| !shard.stopped) {
+                let ready = !shard.asleep
+                    || network.has_work(shard.seat)
+                    || network.waiting_until_ns(shard.seat) <= now_ns;
+                if ready {
+                    runnable.push(Runnable::Shard(at, shard_at));
+                }
+            }
+        }
+        for (at, task) in self.tasks.iter().enumerate() {
+            if task.woken.0.load(Ordering::Relaxed) && self.nodes[task.node].paused_until_ns <= now_ns {
+                runnable.push(Runnable::Task(at));
+            }
+        }
+        runnable
+    }
+
+    /// When something happens by itself.
+    fn next_ns(&self) -> u64 {
+        let network = self.common.network.borrow();
+        let mut next_ns = network.next_event_ns();
+        let now_ns = network.now_ns();
+        for node in &self.nodes {
+            if node.paused_until_ns > now_ns {
+                next_ns = next_ns.min(node.paused_until_ns);
+                continue;
+            }
+            for shard in node.shards.iter().filter(|shard| !shard.stopped) {
+                next_ns = next_ns.min(network.waiting_until_ns(shard.seat));
+            }
+            next_ns = next_ns.min(node.returns_ns.unwrap_or(u64::MAX));
+        }
+        if !self.common.healed.get() {
+            next_ns = next_ns.min(self.next_mischief_ns);
+        }
+        next_ns.min(self.common.alarms.borrow().first_key_value().map_or(u64::MAX, |(key, _)| key.0))
+    }
+
+    fn turn(&mut self, node: usize, at: usize) -> Result<(), Violation> {
+        let idle = self.common.network.borrow_mut().strikes(Fault::IdleTurns, 16);
+        let now_ns = self.now_ns();
+        let SimShard { shard, port, seat, asleep, stopped } = &mut self.nodes[node].shards[at];
+        if *asleep {
+            *asleep = false;
+            port.doorbell().awake();
+            // A thread that was stopped finds out by itself how late it is.
+            if now_ns <= self.common.network.borrow().waiting_until_ns(*seat).saturating_add(500 * MS) {
+                shard.waited();
+            }
+        }
+        self.turns += 1;
+        let result = shard.turn(!idle, u64::MAX);
+        let mut network = self.common.network.borrow_mut();
+        match result {
+            Ok(Turn::Stopped) => *stopped = true,
+            Ok(_) if network.waiting_until_ns(*seat) > 0 => {
+                *asleep = true;
+                port.doorbell().prepare_sleep();
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let text = format!("the backend of node {node} broke: {error}");
+                return Err(Violation { invariant: "I16", text });
+            }
+        }
+        network.note("turn", node as u64, at as u64);
+        drop(network);
+        self.observe(node)
+    }
+
+    fn poll(&mut self, at: usize) {
+        if !self.tasks[at].poll() {
+            return;
+        }
+        let task = self.tasks.swap_remove(at);
+        if task.kind == Kind::Close && !self.ending {
+            let sockets = 0..self.nodes[task.node].sockets.len();
+            for socket in sockets.filter(|socket| self.nodes[task.node].sockets[*socket].is_none()).collect::<Vec<_>>() {
+                self.open(task.node, socket);
+            }
+        }
+    }
+
+    /// Reads what a node's sockets tell, before any application runs.
+    fn observe(&mut self, node: usize) -> Result<(), Violation> {
+        let mut journal = self.common.journal.borrow_mut();
+        let plans = &self.plans[node].sockets;
+        for (at, SimSocket { socket, life }) in
+            self.nodes[node].sockets.iter().enumerate().filter_map(|(at, socket)| Some((at, socket.as_ref()?)))
+        {
+            while let Some(event) = socket.try_event() {
+                if self.common.verbose {
+                    eprintln!("{:>14} {life:?}: {event}", self.common.network.borrow().now_ns());
+                }
+                match event {
+                    Event::Connected { identity, .. } => journal.connected(*life, identity)?,
+                    Event::Disconnected { identity, reason, .. } => {
+                        journal.disconnected(*life, identity)?;
+                        if self.settled {
+                            let text = format!("{life:?} lost {identity} though all was well: {reason}");
+                            return Err(Violation { invariant: "I12", text });
+                        }
+                        let network = self.common.network.borrow();
+                        let silencers = [
+                            Fault::LongDelay,
+                            Fault::Stall,
+                            Fault::PartitionBothWays,
+                            Fault::PartitionOneWay,
+                            Fault::HalfOpen,
+                            Fault::PowerLoss,
+                            Fault::Pause,
+                        ];
+                        if reason == DisconnectReason::Silent && !silencers.iter().any(|&f| network.faults.had(f)) {
+                            let text = format!("{life:?} found {identity} silent, and nothing had silenced it");
+                            return Err(Violation { invariant: "I12", text });
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            if self.turns % 8 == 0 {
+                let stats = socket.stats();
+                let (log_max, queue_max) = (plans[at].log_bytes(), plans[at].receive_bytes() + plans[at].log_bytes());
+                if stats.log_bytes > log_max as u64 || stats.receive_bytes > queue_max as u64 {
+                    let text = format!("{life:?} holds {} of log, {} received", stats.log_bytes, stats.receive_bytes);
+                    return Err(Violation { invariant: "I9", text });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    // ---- nodes ----
+
+    fn start(&mut self, at: usize) {
+        let plan = self.plans[at].clone();
+        let port = Arc::new(Port::new(1 << 16, 64));
+        let made = SimBackend::new(Rc::clone(&self.common.network), plan.host, plan.pool);
+        let Ok((backend, seat)) = made else { return self.common.fail(pool_refused()) };
+        let shard = Shard::new(Box::new(backend), Arc::clone(&port), 0, self.dice.next());
+        let ports: Arc<[Arc<Port>]> = Arc::new([Arc::clone(&port)]);
+        let node = &mut self.nodes[at];
+        node.engine = Some(Engine::over(ports, 64));
+        node.shards = vec![SimShard { shard, port, seat, asleep: false, stopped: false }];
+        node.sockets = plan.sockets.iter().map(|_| None).collect();
+        for socket in 0..plan.sockets.len() {
+            self.open(at, socket);
+        }
+    }
+
+    /// Opens a socket of a node that runs, and lets its applications begin.
+    fn open(&mut self, at: usize, socket_at: usize) {
+        let plan = self.plans[at].sockets[socket_at].clone();
+        let same = [Fault::RestartSameIdentity, Fault::RestartNewIdentity].map(|fault| {
+            let network = self.common.network.borrow();
+            network.faults.had(fault)
+        });
+        let old = self.nodes[at].identities.get(socket_at).copied();
+        let keep = match same {
+            [true, true] => self.dice.once_in(2),
+            [keep, _] => keep,
+        };
+        let identity = match old {
+            Some(old) if keep => {
+                self.common.network.borrow_mut().faults.note(Fault::RestartSameIdentity);
+                old
+            }
+            old => {
+                if old.is_some() {
+                    self.common.network.borrow_mut().faults.note(Fault::RestartNewIdentity);
+                }
+                self.identities += 1;
+                Identity::from_seed(self.seed.wrapping_mul(1000).wrapping_add(self.identities))
+            }
+        };
+        let Some(engine) = &self.nodes[at].engine else { return };
+        let Ok(socket) = plan.builder().identity(identity).engine(engine).build() else {
+            return self.common.fail(Violation { invariant: "I15", text: "a socket could not be built".to_owned() });
+        };
+        let life = self.common.journal.borrow_mut().born(identity, plan.mode);
+        let node = &mut self.nodes[at];
+        node.identities.resize(node.identities.len().max(socket_at + 1), identity);
+        node.identities[socket_at] = identity;
+        node.sockets[socket_at] = Some(SimSocket { socket: socket.clone(), life });
+        let endpoints = plan.dials.iter().filter_map(|&(to, which)| {
+            let target = &self.plans[to];
+            let port = target.sockets[which].port?;
+            let host = target.host;
+            Some(if plan.by_name { format!("host-{}:{port}", host.0) } else { format!("{}:{port}", host.ip()) })
+        });
+        let endpoints: Vec<String> = endpoints.collect();
+        let [a, b, c] = [(); 3].map(|()| self.actor(at, socket_at));
+        if let (Some(a), Some(b), Some(c)) = (a, b, c) {
+            self.tasks.push(Task::new(at, Kind::SetUp, a.set_up(endpoints)));
+            self.tasks.push(Task::new(at, Kind::Send, b.send_all()));
+            self.tasks.push(Task::new(at, Kind::Receive, c.receive_all()));
+        }
+    }
+
+    fn actor(&mut self, node: usize, socket: usize) -> Option<Actor> {
+        let place = self.nodes[node].sockets[socket].as_ref()?;
+        let plan = self.plans[node].sockets[socket].clone();
+        let dice = Dice::new(self.dice.next());
+        Some(Actor { common: self.common.clone(), socket: place.socket.clone(), life: place.life, plan, dice })
+    }
+
+    fn kill(&mut self, at: usize, power_loss: bool) {
+        self.tasks.retain(|task| task.node != at);
+        let node = &mut self.nodes[at];
+        for shard in &node.shards {
+            self.common.network.borrow_mut().kill(shard.seat, power_loss);
+        }
+        for socket in node.sockets.drain(..).flatten() {
+            self.common.journal.borrow_mut().record(socket.life).over = true;
+        }
+        node.engine = None;
+        node.returns_ns = Some(self.common.now_ns() + self.dice.pick(0, 10 * S));
+    }
+
+    fn revive(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        node.returns_ns = None;
+        for shard in node.shards.drain(..) {
+            self.common.network.borrow_mut().power_on(shard.seat);
+        }
+        self.start(at);
+    }
+
+    // ---- what goes wrong by the timeline ----
+
+    fn mischief(&mut self) -> Option<()> {
+        let now_ns = self.now_ns();
+        for at in 0..self.nodes.len() {
+            if self.nodes[at].returns_ns.is_some_and(|returns_ns| returns_ns <= now_ns) {
+                self.revive(at);
+            }
+        }
+        if now_ns < self.next_mischief_ns {
+            return Some(());
+        }
+        self.next_mischief_ns = now_ns + self.dice.pick(50 * MS, 3 * S);
+        let strikes = |world: &mut World, fault, one_in| world.common.network.borrow_mut().strikes(fault, one_in);
+        let (one, other) = (self.dice.index(self.nodes.len()), self.dice.index(self.nodes.len()));
+        let (host, remote) = (self.plans[one].host, self.plans[other].host);
+        let until_ns = now_ns + self.dice.magnitude(100 * MS, 30 * S);
+        if one != other && strikes(self, Fault::PartitionBothWays, 4) {
+            self.common.network.borrow_mut().cut(host, remote, until_ns);
+            self.common.network.borrow_mut().cut(remote, host, until_ns);
+        }
+        if one != other && strikes(self, Fault::PartitionOneWay, 4) {
+            self.common.network.borrow_mut().cut(host, remote, until_ns);
+        }
+        let runs = self.nodes[one].returns_ns.is_none();
+        if runs && strikes(self, Fault::Pause, 8) {
+            self.nodes[one].paused_until_ns = now_ns + self.dice.magnitude(MS, 20 * S);
+        }
+        if runs && strikes(self, Fault::SocketClosed, 8) {
+            self.close_socket(one, 0);
+        }
+        if runs && strikes(self, Fault::Kill, 10) {
+            self.kill(one, false);
+        } else if runs && strikes(self, Fault::PowerLoss, 10) {
+            self.kill(one, true);
+        }
+        Some(())
+    }
+
+    fn close_socket(&mut self, node: usize, socket: usize) {
+        let Some(actor) = self.actor(node, socket) else { return };
+        self.nodes[node].sockets[socket] = None;
+        self.common.journal.borrow_mut().record(actor.life).over = true;
+        self.tasks.push(Task::new(node, Kind::Close, actor.close()));
+    }
+
+    fn heal(&mut self) {
+        self.common.network.borrow_mut().heal();
+        self.common.healed.set(true);
+        for at in 0..self.nodes.len() {
+            self.nodes[at].paused_until_ns = 0;
+            if self.nodes[at].returns_ns.is_some() {
+                self.revive(at);
+            }
+        }
+    }
+
+    fn last_round(&mut self) {
+        let messages = self.dice.pick(20, 60) as u32;
+        for node in 0..self.nodes.len() {
+            for socket in 0..self.nodes[node].sockets.len() {
+                if let Some(actor) = self.actor(node, socket) {
+                    self.tasks.push(Task::new(node, Kind::Send, actor.send_last_round(messages)));
+                }
+            }
+        }
+    }
+
+    // ---- what is asked of the world as a whole ----
+
+    fn has_task(&self, kind: Kind) -> bool {
+        self.tasks.iter().any(|task| task.kind == kind)
+    }
+
+    fn is_connected(&mut self) -> bool {
+        self.unconnected().is_empty()
+    }
+
+    /// Pairs that should be connected and are not.
+    fn unconnected(&self) -> String {
+        let mut missing = String::new();
+        for (at, plan) in self.plans.iter().enumerate() {
+            for (socket_at, socket) in plan.sockets.iter().enumerate() {
+                for &(to, which) in &socket.dials {
+                    let here = self.nodes[at].sockets.get(socket_at).and_then(Option::as_ref);
+                    let there = self.nodes[to].sockets.get(which).and_then(Option::as_ref);
+                    let (Some(here), Some(there)) = (here, there) else {
+                        missing += &format!(" {at}-{to} (closed)");
+                        continue;
+                    };
+                    let (a, b) = (here.socket.peers(), there.socket.peers());
+                    if !a.contains(&there.socket.identity()) || !b.contains(&here.socket.identity()) {
+                        missing += &format!(" {at}-{to} ({:?}, {:?})", here.life, there.life);
+                    }
+                }
+            }
+        }
+        missing
+    }
+
+    /// I13: nothing but heartbeats stirs in an idle engine.
+    fn idle_is_quiet(&self, turns: u64) -> Result<(), Violation> {
+        let links: usize = self.plans.iter().flat_map(|plan| &plan.sockets).map(|socket| socket.dials.len()).sum();
+        // Each end of each link beats every 0.5 s at the most; a beat takes a handful of turns on either side.
+        let turns_max = 1000 + links as u64 * 2 * (IDLE_NS / (500 * MS)) * 24;
+        if turns > turns_max {
+            return self.broken("I13", format!("{turns} turns in {} s of silence, {turns_max} allowed", IDLE_NS / S));
+        }
+        Ok(())
+    }
+
+    /// I10: at rest every message is accounted for.
+    fn accounts(&self) -> Result<(), Violation> {
+        let journal = self.common.journal.borrow();
+        for SimSocket { socket, life } in self.nodes.iter().flat_map(|node| node.sockets.iter().flatten()) {
+            let (stats, record) = (socket.stats(), &journal.lives[life.0 as usize]);
+            let circle = record.mode == crate::shard::SendMode::RoundRobin && stats.peers > 0;
+            if circle && stats.messages_delivered != stats.messages_sent {
+                let text =
+                    format!("{life:?} sent {} in the circle, delivered {}", stats.messages_sent, stats.messages_delivered);
+                return self.broken("I10", text);
+            }
+            let sent = record.sent.len() as u64 + record.blanks.iter().sum::<u64>();
+            if stats.messages_sent != sent {
+                return self.broken("I10", format!("{life:?} sent {sent} messages and counts {}", stats.messages_sent));
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything is closed in good order, and nothing is left.
+    fn end(&mut self) -> Result<(), Violation> {
+        (self.ending, self.settled) = (true, false);
+        for node in 0..self.nodes.len() {
+            for socket in 0..self.nodes[node].sockets.len() {
+                self.close_socket(node, socket);
+            }
+        }
+        let until_ns = self.now_ns() + CLOSED_NS;
+        if !self.run_until(until_ns, |world| world.tasks.is_empty())? {
+            let left: Vec<String> = self.tasks.iter().map(|task| format!("{:?} of {}", task.kind, task.node)).collect();
+            return self.broken("I15", format!("not closed after {} s: {}", CLOSED_NS / S, left.join(", ")));
+        }
+        self.nodes.iter_mut().for_each(|node| node.engine = None);
+        let stopped = |world: &mut World| world.nodes.iter().flat_map(|node| &node.shards).all(|shard| shard.stopped);
+        if !self.run_until(until_ns, stopped)? {
+            return self.broken("I15", "an engine does not stop".to_owned());
+        }
+        let network = self.common.network.borrow();
+        for (at, shard) in self.nodes.iter().enumerate().flat_map(|(at, node)| node.shards.iter().map(move |s| (at, s))) {
+            let (open, lent) = (network.open_things(shard.seat), network.slabs_lent(shard.seat));
+            if open > 0 || lent > 1 {
+                return self.broken("I15", format!("node {at} has left {open} descriptors open and {lent} slabs lent"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn pool_refused() -> Violation {
+    Violation { invariant: "I15", text: "the pool could not be made".to_owned() }
+}
+
+/// Who can run.
+enum Runnable {
+    Shard(usize, usize),
+    Task(usize),
+}
