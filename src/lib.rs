@@ -31,10 +31,10 @@ pub use backend::{Address, Choice as Backend, Kind as BackendKind};
 pub use engine::{Engine, EngineBuilder, EngineError, EngineInfo};
 pub use protocol::{Identity, IdentityError};
 pub use shard::{
-    DeliveryGuarantee, DisconnectReason, DropCause, Event, RejectReason, SendMode, SocketId, Stats, UnknownName,
+    AckMode, DeliveryGuarantee, DisconnectReason, DropCause, Event, RejectReason, SendMode, SocketId, Stats, UnknownName,
 };
 pub use socket::{
     Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Events, IdentityMessages,
-    Messages, Payload, Payloads, RecvError, SendError, Socket, SocketBuilder, Søcket, TryRecvError, TrySendError,
+    Messages, Payload, Payloads, Received, RecvError, SendError, Socket, SocketBuilder, Søcket, TryRecvError, TrySendError,
     WaitError, blocking, inline,
 };

@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use super::{EngineError, EngineInfo, EngineOptions, OpenError};
 use crate::backend;
-use crate::log::Appender;
 use crate::protocol::{Identity, Rng};
-use crate::shard::{Command, Port, Shard, SocketConfig, SocketId, SocketIds, SocketShared, Turn};
+use crate::shard::{Command, Outlet, Port, Shard, SocketConfig, SocketId, SocketIds, SocketShared, Turn};
 
 /// See the module's documentation. Clones share the shard.
 #[derive(Clone)]
@@ -27,15 +26,15 @@ struct Inner {
 impl InlineEngine {
     pub(super) fn open(options: EngineOptions) -> Result<InlineEngine, EngineError> {
         let selected = backend::open(&options.backend).map_err(EngineError::Backend)?;
-        let port = Arc::new(Port::new(16, options.sockets_max));
+        let ports: Arc<[Arc<Port>]> = Arc::new([Arc::new(Port::new(16, options.sockets_max))]);
         let info =
             EngineInfo { backend: selected.backend.kind(), reason: selected.reason, shards: 0, inline: true };
         info.log();
         let seed = Rng::from_system().next_u64();
-        let shard = RefCell::new(Shard::new(selected.backend, port.clone(), 0, seed));
+        let shard = RefCell::new(Shard::new(selected.backend, ports.clone(), 0, seed));
         let ids = Arc::new(SocketIds::new(options.sockets_max));
         Ok(InlineEngine {
-            inner: Rc::new(Inner { shard, ports: Arc::new([port]), ids, info, spin_ns: options.spin_ns }),
+            inner: Rc::new(Inner { shard, ports, ids, info, spin_ns: options.spin_ns }),
         })
     }
 
@@ -47,12 +46,12 @@ impl InlineEngine {
         &self,
         identity: Identity,
         config: SocketConfig,
-    ) -> Result<(Arc<SocketShared>, Appender), OpenError> {
-        let (shared, appender, mut readers) = super::open(&self.inner.ids, self.inner.ports.clone(), identity, config)?;
-        if let Some(reader) = readers.pop() {
-            self.command(Command::Open(shared.clone(), reader));
+    ) -> Result<(Arc<SocketShared>, Outlet), OpenError> {
+        let (shared, outlet, mut readers) = super::open(&self.inner.ids, self.inner.ports.clone(), identity, config)?;
+        if let Some((log, mail)) = readers.pop() {
+            self.command(Command::Open { shared: shared.clone(), log, mail });
         }
-        Ok((shared, appender))
+        Ok((shared, outlet))
     }
 
     pub(crate) fn command(&self, command: Command) {

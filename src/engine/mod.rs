@@ -8,9 +8,9 @@ mod thread;
 
 use std::sync::{Arc, OnceLock};
 
-use crate::log::{self, Appender, LogOptions};
-use crate::protocol::{Identity, Rng};
-use crate::shard::{Command, KIB, Phase, Port, SocketConfig, SocketIds, SocketShared};
+use crate::log::{self, LogOptions};
+use crate::protocol::{Identity, MsgIds, Rng};
+use crate::shard::{Command, DeliveryGuarantee, KIB, Outlet, Port, SocketConfig, SocketIds, SocketShared};
 
 pub use options::{EngineBuilder, EngineError, EngineInfo};
 pub(crate) use options::EngineOptions;
@@ -76,8 +76,8 @@ impl Engine {
             (0..options.shards).map(|_| Arc::new(Port::new(COMMANDS_MAX, options.sockets_max))).collect();
         let mut seeds = Rng::from_system();
         let mut chosen = None;
-        for (index, port) in ports.iter().enumerate() {
-            match thread::spawn(index as u32, port.clone(), &options, seeds.next_u64()) {
+        for index in 0..ports.len() {
+            match thread::spawn(index as u32, ports.clone(), &options, seeds.next_u64()) {
                 Ok(started) => chosen = Some(started),
                 Err(error) => {
                     for started in &ports[..index] {
@@ -102,13 +102,14 @@ impl Engine {
     }
 
     /// Opens a socket on all shards.
-    pub(crate) fn open(&self, identity: Identity, config: SocketConfig) -> Result<(Arc<SocketShared>, Appender), OpenError> {
+    pub(crate) fn open(&self, identity: Identity, config: SocketConfig) -> Result<(Arc<SocketShared>, Outlet), OpenError> {
         let ports = self.inner.ports.clone();
-        let (shared, appender, readers) = open(&self.inner.ids, ports.clone(), identity, config)?;
-        for (port, reader) in ports.iter().zip(readers) {
-            port.command(Command::Open(shared.clone(), reader)).map_err(|_| OpenError::EngineStopped)?;
+        let (shared, outlet, readers) = open(&self.inner.ids, ports.clone(), identity, config)?;
+        for (port, (log, mail)) in ports.iter().zip(readers) {
+            let command = Command::Open { shared: shared.clone(), log, mail };
+            port.command(command).map_err(|_| OpenError::EngineStopped)?;
         }
-        Ok((shared, appender))
+        Ok((shared, outlet))
     }
 }
 
@@ -133,15 +134,18 @@ fn open(
     ports: Arc<[Arc<Port>]>,
     identity: Identity,
     config: SocketConfig,
-) -> Result<(Arc<SocketShared>, Appender, Vec<log::Reader>), OpenError> {
+) -> Result<(Arc<SocketShared>, Outlet, Vec<(log::Reader, log::Reader)>), OpenError> {
     let taken = ids.take().map_err(OpenError::TooManySockets)?;
     let options = LogOptions {
         chunk_bytes: CHUNK_BYTES.min(config.log_bytes_max / 4),
         limit_bytes: config.log_bytes_max,
         share_from_bytes: SHARE_FROM_BYTES,
     };
-    let (appender, readers) = log::open(options, ports.len());
-    let shared = Arc::new(SocketShared::new(taken, identity, config, appender.handle(), ports));
-    debug_assert_eq!(shared.phase(), Phase::Open);
-    Ok((shared, appender, readers))
+    let (log, logs) = log::open(options, ports.len());
+    // What is in the mail is on its way: it waits in the lane of a link, within bounds that senders keep.
+    let (mail, mails): (Vec<_>, Vec<_>) = ports.iter().map(|_| log::open(options, 1)).unzip();
+    let ids = (config.delivery == DeliveryGuarantee::AtLeastOnce).then(|| MsgIds::new(Rng::from_system().next_u64()));
+    let shared = Arc::new(SocketShared::new(taken, identity, config, log.handle(), ports));
+    let readers = logs.into_iter().zip(mails.into_iter().flatten()).collect();
+    Ok((shared, Outlet::new(log, mail, ids), readers))
 }

@@ -16,7 +16,7 @@ const YIELDS: u32 = 3;
 /// Starts the thread; answers when its backend is open.
 pub(super) fn spawn(
     index: u32,
-    port: Arc<Port>,
+    ports: Arc<[Arc<Port>]>,
     options: &EngineOptions,
     seed: u64,
 ) -> Result<(Kind, String), EngineError> {
@@ -36,7 +36,7 @@ pub(super) fn spawn(
                 }
             };
             let kind = selected.backend.kind();
-            let mut shard = Shard::new(selected.backend, port, index, seed);
+            let mut shard = Shard::new(selected.backend, ports, index, seed);
             let _ = tell.send(Ok((kind, selected.reason)));
             let end = catch_unwind(AssertUnwindSafe(|| run(&mut shard, options.spin_ns)));
             match end {

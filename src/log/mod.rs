@@ -99,7 +99,15 @@ impl Cursor {
         self.pos
     }
 
-    /// Whether the cursor is between two frames.
+    /// Beyond the end of every log.
+    pub(crate) const END: Cursor = Cursor { pos: u64::MAX, frame: u64::MAX, seq: u64::MAX };
+
+    /// The frame boundary at `pos`, with `seq` frames before it.
+    pub(crate) fn boundary(pos: u64, seq: u64) -> Cursor {
+        Cursor { pos, frame: pos, seq }
+    }
+
+    /// Where the frame that it is in begins, in bytes since the log began.
     pub(crate) fn frame(self) -> u64 {
         self.frame
     }

@@ -110,16 +110,28 @@ impl Reader {
     /// It cuts only at the ends of chunks, at the published tail, and inside memory by reference that is larger than
     /// `max_bytes`. So the first slice can exceed `max_bytes`, by less than a chunk; later ones do not.
     pub(crate) fn gather(&mut self, from: Cursor, max_bytes: usize, max_slices: usize, out: &mut Vec<Bytes>) -> Cursor {
+        self.gather_until(from, Cursor::END, max_bytes, max_slices, out)
+    }
+
+    /// As [`gather`](Self::gather), but not beyond `until`, a frame boundary.
+    pub(crate) fn gather_until(
+        &mut self,
+        from: Cursor,
+        until: Cursor,
+        max_bytes: usize,
+        max_slices: usize,
+        out: &mut Vec<Bytes>,
+    ) -> Cursor {
         let mut at = from;
         let mut index = self.index_of(from.pos);
         let mut room = max_bytes;
         let mut slices = 0;
-        while slices < max_slices && room > 0 {
+        while slices < max_slices && room > 0 && at.pos < until.pos {
             let Some((found, extent)) = self.seek(index, at.pos) else { break };
             index = found;
             let held = &mut self.window[index];
             let start = (at.pos - held.chunk.base()) as u32;
-            let available = (extent.len - start) as usize;
+            let available = u64::from(extent.len - start).min(until.pos - at.pos) as usize;
             let take = if available <= room {
                 available
             } else if held.chunk.is_by_reference() && available > max_bytes {
@@ -131,7 +143,9 @@ impl Reader {
             };
             let end = start + take as u32;
             out.push(held.slice(start, end, extent.len));
-            at = self.cursor_at(index, extent, end, at);
+            // A cut at a boundary that the caller knows needs no walk over the frames.
+            let cut = end < extent.len && self.window[index].chunk.base() + u64::from(end) == until.pos;
+            at = if cut { until } else { self.cursor_at(index, extent, end, at) };
             room = room.saturating_sub(take);
             slices += 1;
         }

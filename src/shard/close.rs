@@ -64,30 +64,30 @@ impl Shard {
             }
             return;
         }
-        if self.undelivered(id) == 0 {
+        if socket.unsettled == 0 && self.undelivered(id) == 0 {
             self.finish_sending(id);
         }
     }
 
     /// Messages, per addressed peer, that were accepted and not handed to the kernel.
     fn undelivered(&mut self, id: SocketId) -> u64 {
-        let Some(ShardSocket { links, reader, hub, shared, .. }) =
-            self.sockets.get_mut(id.index()).and_then(Option::as_mut)
-        else {
-            return 0;
-        };
-        let mut left = match hub {
+        let home = self.index as usize;
+        let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return 0 };
+        let ShardSocket { links, reader, hub, shared, parked, mail, mail_at, .. } = socket;
+        let mut left = mail.tail().messages() - mail_at.messages();
+        left += parked.values().map(|parked| parked.frames.len() as u64).sum::<u64>();
+        left += match hub {
             Some(hub) => hub.queued(reader),
-            None if links.is_empty() => shared.log.backlog_messages(),
+            None if shared.home() == home => shared.log.backlog_messages(),
             None => 0,
         };
         for key in links {
             let Some(link) = self.links.get_mut(key.slot as usize) else { continue };
-            let tail = match &mut link.lane {
-                Some(lane) => lane.reader.tail(),
-                None => reader.tail(),
-            };
-            left += tail.messages() - link.cursor.messages();
+            if hub.is_none() {
+                left += reader.tail().messages() - link.cursor.messages();
+            }
+            left += link.lane.as_mut().map_or(0, |lane| lane.queued());
+            left += link.retained.as_ref().map_or(0, |retained| retained.len() as u64);
         }
         left
     }

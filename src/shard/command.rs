@@ -7,7 +7,9 @@ use event_listener::{Event, EventListener};
 use crate::backend::{Address, SocketOptions};
 use crate::log;
 use crate::shard::SocketShared;
+use crate::shard::adopt::Moving;
 use crate::shard::shared::SocketId;
+use crate::shard::EndKey;
 
 /// A place to bind or connect to: an address, or a name that is resolved when it is needed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -27,14 +29,18 @@ impl std::fmt::Display for Target {
 
 /// One request.
 pub(crate) enum Command {
-    /// A socket begins on this shard, with its view of the log.
-    Open(Arc<SocketShared>, log::Reader),
+    /// A socket begins on this shard, with its view of the log and of this shard's mail.
+    Open { shared: Arc<SocketShared>, log: log::Reader, mail: log::Reader },
     /// Listens; answers with the bound address.
     Bind { socket: SocketId, target: Target, options: SocketOptions, reply: Reply<std::io::Result<Address>> },
     /// Dials until the socket ends.
     Connect { socket: SocketId, target: Target },
-    /// There is room in the socket's receive queue again.
-    Resume(SocketId),
+    /// A connection that has shaken hands elsewhere moves to the shard of its peer, and stays.
+    Adopt(Box<Moving>),
+    /// A link that one of this shard's dialers made has ended.
+    Lost { dialer: EndKey, error: String, rejected: bool },
+    /// A publisher has waited for room for too long: this shard's part of the socket's links.
+    Stalled { socket: SocketId, wait: u64 },
     /// Drains, closes and forgets the socket; answers with the messages that were not delivered.
     Close { socket: SocketId, linger_ns: u64, reply: Reply<u64> },
     /// Answers after a while.

@@ -70,6 +70,19 @@ impl FromStr for DeliveryGuarantee {
     }
 }
 
+/// When a message that wants an acknowledgement (its sender is AT_LEAST_ONCE) gets it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AckMode {
+    /// When the application asks for the next one, or waits for it: it has had this one in hand.
+    #[default]
+    Automatic,
+    /// When the application calls [`Received::ack`](crate::Received::ack): after a journal write, say. The only mode that
+    /// survives `kill -9` of the receiver.
+    Manual,
+    /// When it arrives. For applications that let messages wait for longer than stock senders are patient (5 s).
+    OnReceipt,
+}
+
 /// A name that is none of the known ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownName {
@@ -108,7 +121,32 @@ pub(crate) struct SocketConfig {
     pub(crate) publish_stall_ns: u64,
     pub(crate) reconnect_min_ns: u64,
     pub(crate) reconnect_max_ns: u64,
+    pub(crate) ack_mode: AckMode,
+    /// AT_LEAST_ONCE: how long without an ACK before a message is sent again.
+    pub(crate) resend_ns: u64,
+    /// AT_LEAST_ONCE: how often a message is sent on one link before it expires.
+    pub(crate) attempts_max: u32,
     pub(crate) options: SocketOptions,
+}
+
+impl SocketConfig {
+    /// How long a message is kept for a peer that is gone.
+    pub(crate) fn expiry_ns(&self) -> u64 {
+        self.resend_ns.saturating_mul(u64::from(self.attempts_max))
+    }
+
+    /// Bytes of a frame before its payload.
+    pub(crate) fn head_bytes(&self) -> usize {
+        match self.delivery {
+            DeliveryGuarantee::AtMostOnce => 5,
+            DeliveryGuarantee::AtLeastOnce => 21,
+        }
+    }
+
+    /// Bytes sent by identity that may wait for one peer.
+    pub(crate) fn directed_bytes_max(&self) -> usize {
+        (self.log_bytes_max / 8).max(self.message_bytes_max)
+    }
 }
 
 pub(crate) const KIB: usize = 1024;
@@ -136,6 +174,9 @@ impl Default for SocketConfig {
             publish_stall_ns: nanos(Duration::from_secs(1)),
             reconnect_min_ns: nanos(Duration::from_millis(100)),
             reconnect_max_ns: nanos(Duration::from_secs(3)),
+            ack_mode: AckMode::default(),
+            resend_ns: nanos(Duration::from_secs(5)),
+            attempts_max: 6,
             options: SocketOptions::default(),
         }
     }

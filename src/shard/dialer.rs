@@ -130,8 +130,8 @@ impl Shard {
         match result {
             Ok((conn, address)) => {
                 dialer.state = State::Linked;
-                let id = dialer.socket;
-                self.begin(id, conn, address, Origin::Dialer(key));
+                let (id, shard) = (dialer.socket, self.index);
+                self.begin(id, conn, address, Origin::Dialer { shard, dialer: key });
             }
             Err(error) => {
                 if !self.try_next(key) {

@@ -46,6 +46,13 @@ pub enum Event {
         /// Why.
         cause: DropCause,
     },
+    /// Messages that nobody has acknowledged as often as they were sent, or whose peer did not return (AT_LEAST_ONCE).
+    Expired {
+        /// For whom they were, if they were sent by identity or had gone to one peer.
+        identity: Option<Identity>,
+        /// How many.
+        messages: u64,
+    },
     /// A connecting end waits before its next attempt.
     Reconnecting {
         /// What it connects to.
@@ -153,6 +160,8 @@ impl fmt::Display for Event {
             }
             Self::Rejected { address, reason } => write!(f, "rejected {address}: {reason}"),
             Self::Dropped { identity, messages, .. } => write!(f, "dropped {messages} messages for {identity}"),
+            Self::Expired { identity: Some(identity), messages } => write!(f, "{messages} messages for {identity} expired"),
+            Self::Expired { identity: None, messages } => write!(f, "{messages} messages expired"),
             Self::Reconnecting { endpoint, attempt, delay, error } => {
                 write!(f, "reconnecting to {endpoint} in {delay:?} after {attempt} attempts: {error}")
             }

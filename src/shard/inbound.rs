@@ -8,8 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::backend::{Lease, Slabs};
 use crate::protocol::{self, Identity, MsgId};
-use crate::queue::ReceiveQueue;
-use crate::shard::LinkKey;
+use crate::shard::{AckMode, LinkKey, SocketShared};
 
 /// Pieces shorter than this are copied: a lease costs an allocation and holds a whole slab.
 const LEND_FROM_BYTES: usize = 4096;
@@ -17,6 +16,7 @@ const LEND_FROM_BYTES: usize = 4096;
 const COPY_BLOCK_BYTES: usize = 64 * 1024;
 
 /// A run of whole frames from one link.
+#[derive(Clone)]
 pub(crate) struct Inbound {
     pub(crate) identity: Identity,
     /// Which link it came from, and on which shard: where an ACK has to go.
@@ -46,56 +46,79 @@ impl HandOver {
     }
 }
 
+/// Where the acknowledgement of a message goes: the link on which it arrived last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ack {
+    pub(crate) shard: u32,
+    pub(crate) link: LinkKey,
+    pub(crate) id: MsgId,
+}
+
 /// A received message, still in the memory that it was received into.
 pub(crate) struct Message {
     pub(crate) identity: Identity,
     pub(crate) payload: Bytes,
-    /// What the sender wants acknowledged, and where.
-    pub(crate) ack: Option<(u32, LinkKey, MsgId)>,
+    /// What its sender wants acknowledged.
+    pub(crate) ack: Option<Ack>,
 }
+
+/// ACKs that go to a shard together.
+const ACKS_MAX: usize = 128;
 
 /// The application's place in a receive queue. Belongs to the socket, not to a handle of it: a handle that goes away strands nothing.
 #[derive(Default)]
 pub(crate) struct Walker {
     current: Option<Inbound>,
     at: usize,
+    /// Automatic acknowledgement: the message that the application has in hand.
+    in_hand: Option<Ack>,
+    /// Or the messages, from an offset on.
+    run_in_hand: Option<(Inbound, usize)>,
+    /// What it is done with, all of one link.
+    done: Vec<MsgId>,
+    done_of: Option<(u32, LinkKey)>,
 }
 
 impl Walker {
-    /// The next message, if one is there; `drained` is called when room was made in a queue that had stopped a link.
+    /// The next message, if one is there.
     #[inline]
-    pub(crate) fn next(&mut self, queue: &ReceiveQueue<Inbound>, drained: impl Fn()) -> Option<Message> {
+    pub(crate) fn next(&mut self, shared: &SocketShared) -> Option<Message> {
+        self.let_go(shared);
         loop {
-            if let Some(run) = &self.current {
-                if let Some(m) = protocol::next_message(&run.frames, &mut self.at) {
-                    return Some(Message {
-                        identity: run.identity,
-                        payload: run.frames.slice(m.payload),
-                        ack: m.msg_id.map(|id| (run.shard, run.link, id)),
-                    });
+            if let Some(run) = &self.current
+                && let Some(m) = protocol::next_message(&run.frames, &mut self.at)
+            {
+                let ack = m.msg_id.map(|id| Ack { shard: run.shard, link: run.link, id });
+                if ack.is_some() && shared.config.ack_mode == AckMode::Automatic {
+                    self.in_hand = ack;
                 }
+                return Some(Message { identity: run.identity, payload: run.frames.slice(m.payload), ack });
             }
-            if !self.step(queue, &drained) {
+            if !self.step(shared) {
                 return None;
             }
         }
     }
 
     /// All that is left of the current run, or the next one: identity, frames, and where in them to begin.
-    pub(crate) fn next_run(&mut self, queue: &ReceiveQueue<Inbound>, drained: impl Fn()) -> Option<(Inbound, usize)> {
+    pub(crate) fn next_run(&mut self, shared: &SocketShared) -> Option<(Inbound, usize)> {
+        self.let_go(shared);
         loop {
             let mut at = self.at;
-            if let Some(run) = &self.current {
-                if protocol::next_message(&run.frames, &mut at).is_some() {
-                    let from = std::mem::take(&mut self.at);
-                    let run = self.current.take()?;
-                    if queue.release(run.frames.len()) {
-                        drained();
-                    }
-                    return Some((run, from));
+            if let Some(run) = &self.current
+                && let Some(first) = protocol::next_message(&run.frames, &mut at)
+            {
+                let from = std::mem::take(&mut self.at);
+                let run = self.current.take()?;
+                if shared.inbox.release(run.frames.len()) {
+                    shared.resume_reading();
                 }
+                if first.msg_id.is_some() && shared.config.ack_mode == AckMode::Automatic {
+                    self.run_in_hand = Some((run.clone(), from));
+                }
+                return Some((run, from));
             }
-            if !self.step(queue, &drained) {
+            if !self.step(shared) {
                 return None;
             }
         }
@@ -106,16 +129,57 @@ impl Walker {
         self.current.as_ref().is_some_and(|run| self.at < run.frames.len())
     }
 
+    /// The application asks for more: it is done with what it has had in hand.
+    #[inline]
+    fn let_go(&mut self, shared: &SocketShared) {
+        if let Some(ack) = self.in_hand.take() {
+            self.settle(shared, ack);
+        }
+        if self.run_in_hand.is_some() {
+            self.let_run_go(shared);
+        }
+    }
+
+    #[cold]
+    fn let_run_go(&mut self, shared: &SocketShared) {
+        let Some((run, mut at)) = self.run_in_hand.take() else { return };
+        while let Some(message) = protocol::next_message(&run.frames, &mut at) {
+            if let Some(id) = message.msg_id {
+                self.settle(shared, Ack { shard: run.shard, link: run.link, id });
+            }
+        }
+    }
+
+    fn settle(&mut self, shared: &SocketShared, ack: Ack) {
+        if self.done_of != Some((ack.shard, ack.link)) || self.done.len() >= ACKS_MAX {
+            self.send_acks(shared);
+            self.done_of = Some((ack.shard, ack.link));
+        }
+        self.done.push(ack.id);
+    }
+
+    fn send_acks(&mut self, shared: &SocketShared) {
+        if let Some((shard, link)) = self.done_of.take()
+            && !self.done.is_empty()
+        {
+            shared.acknowledge(shard, link, &self.done);
+            self.done.clear();
+        }
+    }
+
     /// Goes on to the next run; false if there is none.
     #[cold]
-    fn step(&mut self, queue: &ReceiveQueue<Inbound>, drained: &impl Fn()) -> bool {
+    fn step(&mut self, shared: &SocketShared) -> bool {
         self.at = 0;
         if let Some(done) = self.current.take()
-            && queue.release(done.frames.len())
+            && shared.inbox.release(done.frames.len())
         {
-            drained();
+            shared.resume_reading();
         }
-        self.current = queue.pop();
+        self.current = shared.inbox.pop();
+        if self.current.is_none() {
+            self.send_acks(shared);
+        }
         self.current.is_some()
     }
 }

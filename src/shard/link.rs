@@ -9,12 +9,16 @@
 //! A link that ends is `Dying` until the backend has given back everything that it was lent: the last send's result says exactly
 //! which frames went out. Only then is the link's position in the log given up and the table's place free.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bytes::{Bytes, BytesMut};
 
-use super::hub::Lane;
+use super::lane::Lane;
+use super::retain::{Retained, hand_on};
 use super::shared::report;
 use super::{EndKey, LinkKey, Op, Shard, ShardSocket, SocketId, Timer, token};
-use super::{DisconnectReason, DropCause, Event, RejectReason};
+use super::{DeliveryGuarantee, DisconnectReason, DropCause, Event, RejectReason, SocketConfig};
 use crate::backend::{Address, Handle, ReadBuf};
 use crate::log::Cursor;
 use crate::protocol::{self, Deframer, Due, Handshake, Identity, Liveness, LivenessConfig, Role};
@@ -31,13 +35,18 @@ pub(super) const DRAIN_NS: u64 = 1_000_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     Listener,
-    Dialer(EndKey),
+    /// A dialer of that shard.
+    Dialer { shard: u32, dialer: EndKey },
 }
 
 /// Where in its life a link is.
 pub(super) enum State {
     /// No HELLO yet, until the deadline.
     Shaking { handshake: Handshake, sniffed: bool, deadline_ns: u64 },
+    /// Its HELLO has come, and it is to be judged on this shard.
+    Greeting,
+    /// Moves to another shard as soon as our HELLO is out.
+    Leaving,
     /// Refused, or a duplicate whose elder is being probed; closed at the deadline.
     Held { until_ns: u64 },
     /// A peer.
@@ -66,6 +75,8 @@ pub(super) enum Reading {
 pub(super) struct InFlight {
     /// Bytes of control frames before the log's.
     pub(super) control: usize,
+    /// Whether the rest is of the link's lane, or of the socket's log.
+    pub(super) of_lane: bool,
     pub(super) from: Cursor,
     pub(super) to: Cursor,
 }
@@ -91,15 +102,60 @@ pub(super) struct Link {
     pub(super) sending: Option<InFlight>,
     /// Finished control frames, for the next frame boundary.
     pub(super) control: BytesMut,
-    /// PUBLISH: how far this link is in the socket's log. ROUNDROBIN: in its lane's.
+    /// PUBLISH: how far this link is in the socket's log.
     pub(super) cursor: Cursor,
-    /// ROUNDROBIN: the frames that the hub gave to this link.
+    /// What only this link is to send.
     pub(super) lane: Option<Box<Lane>>,
+    /// AT_LEAST_ONCE: what it has sent and not seen acknowledged.
+    pub(super) retained: Option<Box<Retained>>,
+    /// Bytes sent by identity that have not gone out (AT_LEAST_ONCE: that are not acknowledged).
+    queued: Option<Arc<AtomicUsize>>,
     /// When it became a peer; 0 if it never did.
-    live_since_ns: u64,
+    pub(super) live_since_ns: u64,
 }
 
 impl Link {
+    /// A link that has done nothing yet.
+    pub(super) fn new(
+        generation: u32,
+        socket: SocketId,
+        conn: Handle,
+        address: Address,
+        origin: Origin,
+        deframer: Deframer,
+        liveness: Liveness,
+    ) -> Link {
+        Link {
+            generation,
+            socket,
+            conn,
+            address,
+            origin,
+            state: State::Greeting,
+            identity: Identity::from_bytes([0; 16]),
+            place: 0,
+            reading: Reading::Idle,
+            paused: false,
+            deframer,
+            liveness,
+            heard: false,
+            sending: None,
+            control: BytesMut::new(),
+            cursor: Cursor::default(),
+            lane: None,
+            retained: None,
+            queued: None,
+            live_since_ns: 0,
+        }
+    }
+
+    /// Bytes sent by identity have been settled.
+    pub(super) fn queued_sub(&self, bytes: usize) {
+        if let Some(queued) = &self.queued {
+            queued.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn is_live(&self) -> bool {
         matches!(self.state, State::Live)
     }
@@ -122,43 +178,21 @@ impl Shard {
             Counters::add(&socket.shared.counters.rejects, 1);
             report(&socket.shared, Event::Rejected { address, reason: RejectReason::TooManyPeers });
             self.backend.close(conn);
-            if let Origin::Dialer(dialer) = origin {
-                self.dial_later(dialer, "peers_max connections are open", true);
-            }
-            return;
+            return self.tell_origin(origin, "peers_max connections are open", true);
         }
         socket.links_open += 1;
         let config = &socket.shared.config;
         let role = if origin == Origin::Listener { Role::Binding } else { Role::Connecting };
         let deadline_ns = now_ns.saturating_add(config.handshake_ns);
-        let liveness = LivenessConfig {
-            heartbeat_ns: config.heartbeat_ns,
-            timeout_ns: config.timeout_ns,
-            suspect_ns: config.heartbeat_ns.saturating_add(config.heartbeat_ns / 5),
-        };
+        let deframer = Deframer::new(frame_bytes_max(config.message_bytes_max));
+        let liveness = Liveness::new(liveness_config(config), now_ns);
         let slot = self.links.insert(Link {
-            generation,
-            socket: id,
-            conn,
-            address,
-            origin,
             state: State::Shaking {
                 handshake: Handshake::new(role, socket.shared.identity),
                 sniffed: role == Role::Connecting,
                 deadline_ns,
             },
-            identity: Identity::from_bytes([0; 16]),
-            place: 0,
-            reading: Reading::Idle,
-            paused: false,
-            deframer: Deframer::new(frame_bytes_max(config.message_bytes_max)),
-            liveness: Liveness::new(liveness, now_ns),
-            heard: false,
-            sending: None,
-            control: BytesMut::new(),
-            cursor: Cursor::default(),
-            lane: None,
-            live_since_ns: 0,
+            ..Link::new(generation, id, conn, address, origin, deframer, liveness)
         });
         let key = LinkKey { slot: slot as u32, generation };
         self.timers.set(deadline_ns, Timer::Link(key));
@@ -170,7 +204,7 @@ impl Shard {
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let State::Shaking { handshake, .. } = &mut link.state else { return };
         if let Some(hello) = handshake.poll_transmit() {
-            link.sending = Some(InFlight { control: hello.len(), from: link.cursor, to: link.cursor });
+            link.sending = Some(InFlight { control: hello.len(), of_lane: false, from: link.cursor, to: link.cursor });
             let slices = vec![Bytes::copy_from_slice(&hello)];
             self.backend.send(link.conn, slices, token(Op::LinkSend, key.slot, key.generation));
         }
@@ -211,8 +245,11 @@ impl Shard {
         }
     }
 
-    /// A valid HELLO has come: a peer, or a duplicate.
-    fn greet(&mut self, key: LinkKey) {
+    /// A valid HELLO has come: a peer, or a duplicate, unless another shard has to judge that.
+    pub(super) fn greet(&mut self, key: LinkKey) {
+        if self.move_on(key) {
+            return;
+        }
         let Some(link) = self.link(key) else { return };
         let (id, identity) = (link.socket, link.identity);
         let Some(socket) = self.socket(id) else { return };
@@ -251,17 +288,20 @@ impl Shard {
         match &mut socket.hub {
             None => link.cursor = socket.reader.join(),
             Some(hub) => {
-                let (lane, cursor) = Lane::open();
-                link.cursor = cursor;
-                link.lane = Some(Box::new(lane));
+                link.lane = Some(Box::new(Lane::open()));
                 hub.circle.insert(key);
             }
         }
+        if socket.shared.config.delivery == DeliveryGuarantee::AtLeastOnce {
+            link.retained = Some(Box::new(Retained::new(&socket.shared.config)));
+        }
+        socket.shared.link_joined(self.index as usize);
         self.timers.set(link.liveness.deadline_ns(), Timer::Link(key));
         Counters::add(&socket.shared.counters.connects, 1);
-        socket.shared.peers.insert(link.identity, link.address.clone());
+        link.queued = Some(socket.shared.peers.insert(link.identity, link.address.clone()));
         report(&socket.shared, Event::Connected { identity: link.identity, address: link.address.clone() });
         self.read_on(key);
+        self.unpark(id, key);
         // From here on appends ring; what was appended before is sent now.
         self.flush(id);
         self.pump(key);
@@ -283,9 +323,7 @@ impl Shard {
         if !hold {
             self.end(key);
         }
-        if let Origin::Dialer(dialer) = origin {
-            self.dial_later(dialer, &reason.to_string(), true);
-        }
+        self.tell_origin(origin, &reason.to_string(), true);
     }
 
     /// A link's timer: the meaning depends on where in its life it is.
@@ -304,8 +342,8 @@ impl Shard {
                     report(&socket.shared, Event::Rejected { address, reason: RejectReason::Duplicate(identity) });
                 }
                 self.end(key);
-                if let (Some(_), Origin::Dialer(dialer)) = (duplicate, origin) {
-                    self.dial_later(dialer, "its identity is connected already", true);
+                if duplicate.is_some() {
+                    self.tell_origin(origin, "its identity is connected already", true);
                 }
             }
             State::Draining { until_ns } if *until_ns <= now_ns => self.end(key),
@@ -332,6 +370,9 @@ impl Shard {
                 Due::Suspect => {
                     let (id, identity) = (link.socket, link.identity);
                     if let Some(socket) = self.socket(id) {
+                        if let Some(hub) = &mut socket.hub {
+                            hub.circle.remove(key);
+                        }
                         report(&socket.shared, Event::Suspect { identity });
                     }
                 }
@@ -369,11 +410,8 @@ impl Shard {
         if let Some(heir) = heir {
             self.promote(heir);
         }
-        if let Origin::Dialer(dialer) = origin {
-            // Closed right after HELLO: most likely refused as a duplicate (interop note 14).
-            let rejected = !heard && lived_ns < 2 * HOLD_NS;
-            self.dial_later(dialer, &text, rejected);
-        }
+        // Closed right after HELLO: most likely refused as a duplicate (interop note 14).
+        self.tell_origin(origin, &text, !heard && lived_ns < 2 * HOLD_NS);
     }
 
     /// Takes a link out of what its socket sends to.
@@ -393,6 +431,7 @@ impl Shard {
             hub.circle.remove(key);
         }
         socket.shared.peers.remove(&identity);
+        socket.shared.link_left(self.index as usize);
     }
 
     /// Closes the connection. The link stays in the table until all its operations have ended.
@@ -403,6 +442,9 @@ impl Shard {
         if !matches!(link.state, State::Dying) {
             link.state = State::Dying;
             self.backend.close(link.conn);
+            if let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) {
+                socket.unsettled += usize::from(link.live_since_ns != 0);
+            }
         }
         self.bury(key);
     }
@@ -419,7 +461,12 @@ impl Shard {
         socket.links_open -= 1;
         socket.held.retain(|&held| held != key);
         if link.live_since_ns != 0 {
-            give_up(socket, link);
+            socket.unsettled -= 1;
+            let expires_ns = self.now_ns.saturating_add(socket.shared.config.expiry_ns());
+            give_up(socket, link, expires_ns);
+            if socket.parked.values().any(|parked| parked.expires_ns == expires_ns) {
+                self.timers.set(expires_ns, Timer::Parked(id));
+            }
         }
         self.touch(id);
         self.flush(id);
@@ -428,27 +475,35 @@ impl Shard {
 
 /// A dead link's part of the log: what it did not send goes to others (ROUNDROBIN), waits for the next peer if this was the last, or
 /// is dropped and counted.
-fn give_up(socket: &mut ShardSocket, link: Link) {
-    let at = link.cursor.frame_start();
-    if let Some(hub) = &mut socket.hub {
-        if let Some(lane) = link.lane {
-            hub.take_back(*lane, link.cursor);
+fn give_up(socket: &mut ShardSocket, mut link: Link, expires_ns: u64) {
+    let mut missed = hand_on(socket, &mut link, expires_ns);
+    socket.released = true;
+    if socket.hub.is_none() {
+        let at = link.cursor.frame_start();
+        let unsent = socket.reader.tail().messages() - at.messages();
+        socket.reader.leave(at);
+        if socket.shared.log.cursors() > 0 {
+            missed += unsent;
         }
-        return;
     }
-    let missed = socket.reader.tail().messages() - at.messages();
-    socket.released |= true;
-    if socket.reader.leave(at) || missed == 0 {
-        return;
+    if missed > 0 {
+        Counters::add(&socket.shared.counters.dropped, missed);
+        let cause = DropCause::LinkEnded;
+        report(&socket.shared, Event::Dropped { identity: link.identity, messages: missed, cause });
     }
-    Counters::add(&socket.shared.counters.dropped, missed);
-    report(
-        &socket.shared,
-        Event::Dropped { identity: link.identity, messages: missed, cause: DropCause::LinkEnded },
-    );
+}
+
+/// The times of a link.
+pub(super) fn liveness_config(config: &SocketConfig) -> LivenessConfig {
+    LivenessConfig {
+        heartbeat_ns: config.heartbeat_ns,
+        timeout_ns: config.timeout_ns,
+        // Stock peers beat at their interval; a fifth more allows for the way (interop note 2).
+        suspect_ns: config.heartbeat_ns.saturating_add(config.heartbeat_ns / 5),
+    }
 }
 
 /// The longest frame that a peer may send: the longest payload and the longest head.
-fn frame_bytes_max(message_bytes_max: usize) -> u32 {
+pub(super) fn frame_bytes_max(message_bytes_max: usize) -> u32 {
     u32::try_from(message_bytes_max.saturating_add(17)).unwrap_or(u32::MAX)
 }

@@ -11,6 +11,7 @@
 //! Here the five lowest layers meet: [`protocol`](crate::protocol), [`log`](crate::log), [`transport`](crate::transport),
 //! [`queue`](crate::queue) and [`backend`](crate::backend) do not know each other.
 
+mod adopt;
 mod close;
 mod command;
 mod config;
@@ -18,10 +19,14 @@ mod dialer;
 mod event;
 mod hub;
 mod inbound;
+mod lane;
 mod link;
 mod listener;
+mod mail;
 mod outbound;
+mod outlet;
 mod receive;
+mod retain;
 mod shared;
 mod stats;
 mod timers;
@@ -33,13 +38,15 @@ use slab::Slab;
 
 use crate::backend::{Backend, Completion, Outcome, Token};
 use crate::log;
-use crate::protocol::Rng;
+use crate::log::Cursor;
+use crate::protocol::{Rng, Windows};
 
 pub(crate) use command::{Command, Reply, Target};
-pub use config::{DeliveryGuarantee, SendMode, UnknownName};
+pub use config::{AckMode, DeliveryGuarantee, SendMode, UnknownName};
 pub(crate) use config::{KIB, MIB, SocketConfig, nanos};
 pub use event::{DisconnectReason, DropCause, Event, RejectReason};
-pub(crate) use inbound::{Inbound, Message, Walker};
+pub(crate) use inbound::{Ack, Inbound, Message, Walker};
+pub(crate) use outlet::Outlet;
 pub use shared::SocketId;
 pub(crate) use shared::{Phase, Port, SocketIds, SocketShared};
 pub use stats::Stats;
@@ -61,7 +68,7 @@ pub(crate) struct LinkKey {
 
 /// A listener or dialer of this shard, likewise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct EndKey {
+pub(crate) struct EndKey {
     slot: u32,
     generation: u32,
 }
@@ -76,6 +83,10 @@ enum Timer {
     Stall(SocketId, u64),
     Close(SocketId),
     Alarm(EndKey),
+    /// A link's unacknowledged messages.
+    Resend(LinkKey),
+    /// Messages kept for peers that are gone.
+    Parked(SocketId),
 }
 
 /// Which operation of whom a token names.
@@ -120,6 +131,17 @@ struct ShardSocket {
     shared: Arc<SocketShared>,
     /// This shard's view of the socket's log.
     reader: log::Reader,
+    /// How far that log was when the mail was last looked at: nothing beyond is sent before the mail is looked at again.
+    visible: Cursor,
+    /// What was sent by identity to peers of this shard, and how far it has been sorted.
+    mail: log::Reader,
+    mail_at: Cursor,
+    /// AT_LEAST_ONCE: messages by identity whose peers are gone.
+    parked: std::collections::HashMap<crate::protocol::Identity, mail::Parked>,
+    /// Message ids that its peers have used.
+    seen: Windows,
+    /// Links that have died with something still to be settled by the backend.
+    unsettled: usize,
     /// Its live links; each knows its place in here.
     links: Vec<LinkKey>,
     by_identity: std::collections::HashMap<crate::protocol::Identity, LinkKey>,
@@ -161,8 +183,11 @@ pub(crate) enum Turn {
 /// See the module's documentation.
 pub(crate) struct Shard {
     backend: Box<dyn Backend>,
-    port: Arc<Port>,
+    /// The ports of all shards of the engine; this one's is `ports[index]`.
+    ports: Arc<[Arc<Port>]>,
     index: u32,
+    /// Commands for other shards that found their queues full, in order.
+    outgoing: std::collections::VecDeque<(Arc<Port>, Command)>,
     rng: Rng,
     now_ns: u64,
     sockets: Vec<Option<ShardSocket>>,
@@ -184,17 +209,21 @@ pub(crate) struct Shard {
 
 /// Completions of one backend turn are bounded by the backend; commands and dirty sockets by this.
 const INTAKE_MAX: usize = 1024;
+/// Message ids remembered of each peer, and of how many peers at most: what recognises a resend.
+const SEEN_IDS: usize = 4096;
+const SEEN_PEERS_MAX: usize = 4096;
 /// A turn later than this means that the process was stopped: what the peers sent meanwhile has not been read yet.
 const GAP_NS: u64 = 1_000_000_000;
 
 impl Shard {
-    pub(crate) fn new(backend: Box<dyn Backend>, port: Arc<Port>, index: u32, seed: u64) -> Shard {
-        port.doorbell().set_waker(backend.waker());
+    pub(crate) fn new(backend: Box<dyn Backend>, ports: Arc<[Arc<Port>]>, index: u32, seed: u64) -> Shard {
+        ports[index as usize].doorbell().set_waker(backend.waker());
         let now_ns = backend.now_ns();
         Shard {
             backend,
-            port,
+            ports,
             index,
+            outgoing: std::collections::VecDeque::new(),
             rng: Rng::new(seed),
             now_ns,
             sockets: Vec::new(),
@@ -219,7 +248,7 @@ impl Shard {
     /// 4. Completions before timers, so that a link whose bytes have arrived is never judged silent.
     /// 5. Applications are told last, once per socket, when all that this turn brought is there to take.
     pub(crate) fn turn(&mut self, may_wait: bool, limit_ns: u64) -> std::io::Result<Turn> {
-        let mut work = self.take_commands();
+        let mut work = self.pass_on() + self.take_commands();
         work += self.take_dirty();
         if self.stopping && self.sockets.iter().all(Option::is_none) {
             self.abandon();
@@ -228,14 +257,14 @@ impl Shard {
 
         let mut deadline_ns = 0;
         if may_wait && work == 0 {
-            self.port.doorbell().prepare_sleep();
-            if self.port.is_empty() {
+            self.port().doorbell().prepare_sleep();
+            if self.port().is_empty() && self.outgoing.is_empty() {
                 deadline_ns = self.timers.next_ns().min(limit_ns);
             }
         }
         let mut completions = std::mem::take(&mut self.completions);
         let result = self.backend.turn(deadline_ns, &mut completions);
-        self.port.doorbell().awake();
+        self.port().doorbell().awake();
 
         let before_ns = self.now_ns;
         self.now_ns = self.backend.now_ns();
@@ -277,19 +306,44 @@ impl Shard {
     pub(crate) fn command(&mut self, command: Command) {
         self.now_ns = self.backend.now_ns();
         match command {
-            Command::Open(shared, reader) => self.open(shared, reader),
+            Command::Open { shared, log, mail } => self.open(shared, log, mail),
             Command::Bind { socket, target, options, reply } => self.bind(socket, target, options, reply),
             Command::Connect { socket, target } => self.dial(socket, target),
-            Command::Resume(socket) => self.resume(socket),
+            Command::Adopt(moving) => self.adopt(*moving),
+            Command::Lost { dialer, error, rejected } => self.dial_later(dialer, &error, rejected),
+            Command::Stalled { socket, wait } => self.drop_holders(socket, wait),
             Command::Alarm { after_ns, reply } => self.set_alarm(after_ns, reply),
             Command::Close { socket, linger_ns, reply } => self.close_socket(socket, linger_ns, reply),
             Command::Stop => self.stopping = true,
         }
     }
 
+    fn port(&self) -> &Port {
+        &self.ports[self.index as usize]
+    }
+
+    /// Hands a command to another shard; never waits for it.
+    fn pass(&mut self, port: Arc<Port>, command: Command) {
+        self.outgoing.push_back((port, command));
+        self.pass_on();
+    }
+
+    /// Bounded by what links and applications have caused: each has one command on its way at a time.
+    fn pass_on(&mut self) -> usize {
+        let mut passed = 0;
+        while let Some((port, command)) = self.outgoing.pop_front() {
+            if let Err(command) = port.offer(command) {
+                self.outgoing.push_front((port, command));
+                break;
+            }
+            passed += 1;
+        }
+        passed
+    }
+
     fn take_commands(&mut self) -> usize {
         for n in 0..INTAKE_MAX {
-            match self.port.take() {
+            match self.port().take() {
                 Some(command) => self.command(command),
                 None => return n,
             }
@@ -299,7 +353,7 @@ impl Shard {
 
     fn take_dirty(&mut self) -> usize {
         for n in 0..INTAKE_MAX {
-            match self.port.dirty.pop() {
+            match self.port().dirty.pop() {
                 Some(socket) => self.flush(socket),
                 None => return n,
             }
@@ -307,15 +361,24 @@ impl Shard {
         INTAKE_MAX
     }
 
-    fn open(&mut self, shared: Arc<SocketShared>, mut reader: log::Reader) {
+    fn open(&mut self, shared: Arc<SocketShared>, mut reader: log::Reader, mut mail: log::Reader) {
         let at = shared.id.index();
         if self.sockets.len() <= at {
             self.sockets.resize_with(at + 1, || None);
         }
-        let hub = (shared.config.send_mode == SendMode::RoundRobin).then(|| Hub::new(reader.join()));
+        let has_hub = shared.config.send_mode == SendMode::RoundRobin && shared.home() == self.index as usize;
+        let hub = has_hub.then(|| Hub::new(reader.join()));
+        let seen = Windows::new(SEEN_IDS, shared.config.peers_max.min(SEEN_PEERS_MAX));
+        let mail_at = mail.join();
         self.sockets[at] = Some(ShardSocket {
+            visible: reader.tail(),
             shared,
             reader,
+            mail,
+            mail_at,
+            parked: std::collections::HashMap::new(),
+            seen,
+            unsettled: 0,
             links: Vec::new(),
             by_identity: std::collections::HashMap::new(),
             held: Vec::new(),
@@ -373,6 +436,8 @@ impl Shard {
                 Timer::Stall(socket, wait) => self.stall_due(socket, wait),
                 Timer::Close(socket) => self.close_due(socket),
                 Timer::Alarm(key) => self.alarm_due(key),
+                Timer::Resend(key) => self.resend_due(key),
+                Timer::Parked(socket) => self.parked_due(socket),
             }
         }
         fired
@@ -426,6 +491,6 @@ impl Shard {
             }
             socket.shared.enter_phase(Phase::EngineStopped);
         }
-        self.port.end();
+        self.port().end();
     }
 }

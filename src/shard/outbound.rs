@@ -5,8 +5,9 @@
 
 use bytes::Bytes;
 
-use super::link::InFlight;
-use super::{DisconnectReason, LinkKey, Op, Shard, SocketId, Timer, token};
+use super::link::{InFlight, State};
+use super::{Command, DisconnectReason, LinkKey, Op, Shard, SocketId, Timer, token};
+use crate::log::Cursor;
 use crate::shard::stats::Counters;
 
 /// Bytes that one send takes from a log at most; a frame that is larger goes in several.
@@ -17,30 +18,37 @@ const RANGE_SLICES_MAX: usize = 64;
 const SPARE_MAX: usize = 256;
 
 impl Shard {
-    /// Sends what a socket's log holds for its links: all of them, in rotation, that have no send in flight.
+    /// Sends what a socket's log and mail hold for its links: all of them, in rotation, that have no send in flight.
     pub(crate) fn flush(&mut self, id: SocketId) {
+        let shard = self.index as usize;
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
-        socket.shared.take_dirty();
-        let wait = socket.shared.wait_number();
-        if wait != 0 && wait != socket.stall_timed {
-            socket.stall_timed = wait;
-            let due_ns = self.now_ns.saturating_add(socket.shared.config.publish_stall_ns);
-            self.timers.set(due_ns, Timer::Stall(id, wait));
+        socket.shared.take_dirty(shard);
+        let shared = socket.shared.clone();
+        if shared.take_resume(shard) {
+            self.resume(id);
         }
+        self.acknowledge(&shared.take_acks(shard));
+        let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
+        if socket.shared.home() == shard {
+            socket.shared.tell_others(shard);
+            let wait = socket.shared.wait_number();
+            if wait != 0 && wait != socket.stall_timed {
+                socket.stall_timed = wait;
+                let due_ns = self.now_ns.saturating_add(socket.shared.config.publish_stall_ns);
+                self.timers.set(due_ns, Timer::Stall(id, wait));
+            }
+        }
+        let has_mail = socket.refresh();
         if socket.hub.is_some() {
             self.distribute(id);
         } else {
-            let n = socket.links.len();
-            socket.rotation = if n == 0 { 0 } else { (socket.rotation + 1) % n };
-            let first = socket.rotation;
-            for i in 0..n {
-                // A link that fails is only marked here, so that the list stays as it is.
-                let Some(&key) = self.socket(id).and_then(|socket| socket.links.get((first + i) % n)) else { break };
-                self.pump(key);
+            if has_mail {
+                self.sort_mail(id);
             }
+            self.pump_all(id);
         }
         if let Some(socket) = self.socket(id) {
-            if socket.links.is_empty() && socket.shared.wait_number() == 0 {
+            if socket.links.is_empty() && socket.shared.home() == shard && socket.shared.wait_number() == 0 {
                 socket.shared.keep_dirty();
             }
             if socket.closing.is_some() {
@@ -49,7 +57,20 @@ impl Shard {
         }
     }
 
-    /// Sends what there is for one link, unless a send is in flight.
+    fn pump_all(&mut self, id: SocketId) {
+        let Some(socket) = self.socket(id) else { return };
+        let n = socket.links.len();
+        socket.rotation = if n == 0 { 0 } else { (socket.rotation + 1) % n };
+        let first = socket.rotation;
+        for i in 0..n {
+            // Nothing that a pump does takes a link off the list.
+            let Some(&key) = self.socket(id).and_then(|socket| socket.links.get((first + i) % n)) else { break };
+            self.pump(key);
+        }
+    }
+
+    /// Sends what there is for one link, unless a send is in flight. Control frames go between two others; then what only this
+    /// link is to send, as far as it is due; then the socket's log.
     pub(super) fn pump(&mut self, key: LinkKey) {
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         if link.sending.is_some() || !link.is_live() {
@@ -58,30 +79,46 @@ impl Shard {
         let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
         let mut slices = self.spare.pop().unwrap_or_default();
         let mut control = 0;
-        if !link.control.is_empty() && link.cursor.is_aligned() {
+        let between = link.cursor.is_aligned() && link.lane.as_ref().is_none_or(|lane| lane.cursor.is_aligned());
+        if !link.control.is_empty() && between {
             control = link.control.len();
             slices.push(link.control.split().freeze());
         }
-        let reader = match &mut link.lane {
-            Some(lane) => &mut lane.reader,
-            None => &mut socket.reader,
-        };
-        let from = link.cursor;
-        let to = reader.gather(from, RANGE_BYTES_MAX, RANGE_SLICES_MAX - slices.len(), &mut slices);
+        let room = RANGE_SLICES_MAX - slices.len();
+        let mut of_lane = false;
+        let (mut from, mut to) = (link.cursor, link.cursor);
+        let mut until = socket.visible;
+        if let Some(lane) = &mut link.lane {
+            let due = match lane.next_after() {
+                _ if socket.hub.is_some() => Some(Cursor::END),
+                _ if !link.cursor.is_aligned() => None,
+                Some(after) if after.position() > link.cursor.position() => {
+                    if after.position() < until.position() {
+                        until = after;
+                    }
+                    None
+                }
+                Some(_) => Some(lane.due_end(link.cursor)),
+                None => None,
+            };
+            if let Some(due) = due {
+                (of_lane, from) = (true, lane.cursor);
+                to = lane.reader.gather_until(from, due, RANGE_BYTES_MAX, room, &mut slices);
+            }
+        }
+        if !of_lane && socket.hub.is_none() {
+            to = socket.reader.gather_until(from, until, RANGE_BYTES_MAX, room, &mut slices);
+        }
         if slices.is_empty() {
             self.spare.push(slices);
             return;
         }
-        link.sending = Some(InFlight { control, from, to });
+        link.sending = Some(InFlight { control, of_lane, from, to });
         self.backend.send(link.conn, slices, token(Op::LinkSend, key.slot, key.generation));
     }
 
     /// A send has ended: all of it, or as much as went before an error.
     pub(super) fn sent(&mut self, key: LinkKey, mut slices: Vec<Bytes>, bytes: usize, error: Option<std::io::Error>) {
-        slices.clear();
-        if self.spare.len() < SPARE_MAX {
-            self.spare.push(slices);
-        }
         let now_ns = self.now_ns;
         let Some(link) = self.links.get_mut(key.slot as usize).filter(|link| link.generation == key.generation) else {
             return;
@@ -96,33 +133,67 @@ impl Shard {
             Counters::add(&socket.shared.counters.bytes_sent, bytes as u64);
         }
         if range.to != range.from {
+            let of_log = bytes.saturating_sub(range.control);
             let reader = match &mut link.lane {
-                Some(lane) => &mut lane.reader,
-                None => &mut socket.reader,
+                Some(lane) if range.of_lane => &mut lane.reader,
+                _ => &mut socket.reader,
             };
             let reached = match error {
                 None => range.to,
-                Some(_) => reader.align(range.from, bytes.saturating_sub(range.control) as u64),
+                Some(_) => reader.align(range.from, of_log as u64),
             };
             let whole = reached.messages() - range.from.messages();
             Counters::add(&socket.shared.counters.delivered, whole);
-            socket.released |= reader.advance(range.from, reached);
-            link.cursor = reached;
+            if range.of_lane
+                && let Some(lane) = &mut link.lane
+            {
+                if let Some(retained) = &mut link.retained {
+                    cut(&mut slices, range.control, of_log);
+                    lane.unacknowledged += retained.keep(&slices, lane, range.from.position(), now_ns);
+                }
+                slices.clear();
+                let directed = lane.advance(reached);
+                if link.retained.is_none() {
+                    link.queued_sub(directed as usize);
+                }
+                socket.released = true;
+            } else {
+                slices.clear();
+                socket.released |= socket.reader.advance(range.from, reached);
+                link.cursor = reached;
+            }
         }
-        if matches!(link.state, super::link::State::Dying) {
-            return self.bury(key);
+        slices.clear();
+        if self.spare.len() < SPARE_MAX {
+            self.spare.push(slices);
+        }
+        self.after_send(key, id, error);
+    }
+
+    /// What follows from a send: the link's end, or its next send.
+    fn after_send(&mut self, key: LinkKey, id: SocketId, error: Option<std::io::Error>) {
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        match link.state {
+            State::Dying => return self.bury(key),
+            State::Leaving => {
+                self.move_on(key);
+                return;
+            }
+            _ => {}
         }
         if let Some(error) = error {
             return self.die(key, DisconnectReason::Failed(error.to_string()));
         }
-        let refill = link.lane.is_some();
-        if socket.released || socket.closing.is_some() || refill {
-            // Lanes keep ranges of the socket's log; room appears when they have gone.
-            socket.released |= refill;
+        let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
+        let has_mail = socket.refresh();
+        if socket.released || socket.closing.is_some() {
             self.touch(id);
         }
-        if refill {
+        if self.socket(id).is_some_and(|socket| socket.hub.is_some()) {
+            self.time_resend(key);
             self.distribute(id);
+        } else if has_mail {
+            self.sort_mail(id);
         }
         self.pump(key);
     }
@@ -134,24 +205,44 @@ impl Shard {
         if socket.shared.wait_number() != wait {
             return self.flush(id);
         }
-        if socket.hub.is_some() {
+        let own = self.index as usize;
+        for (shard, port) in self.ports.clone().iter().enumerate() {
+            if shard != own {
+                self.pass(port.clone(), Command::Stalled { socket: id, wait });
+            }
+        }
+        self.drop_holders(id, wait);
+        self.flush(id);
+    }
+
+    /// Disconnects this shard's links that hold the memory which a publisher waits for.
+    pub(super) fn drop_holders(&mut self, id: SocketId, wait: u64) {
+        let Some(socket) = self.socket(id) else { return };
+        if socket.shared.wait_number() != wait || socket.hub.is_some() {
             return;
         }
         let Some(oldest_end) = socket.shared.log.oldest_end() else { return };
-        let keys = socket.links.clone();
-        let holders = keys.into_iter().filter(|&key| self.link(key).is_some_and(|l| l.cursor.frame() <= oldest_end));
-        for key in holders.collect::<Vec<_>>() {
-            if let Some(link) = self.link(key) {
-                let (identity, behind) = (link.identity, link.cursor.position());
-                tracing::debug!(%identity, position = behind, "holds the publisher");
+        for key in socket.links.clone() {
+            if self.link(key).is_some_and(|link| link.cursor.frame() <= oldest_end) {
+                self.die(key, DisconnectReason::Stalled);
             }
-            self.die(key, DisconnectReason::Stalled);
         }
-        self.flush(id);
     }
 
     /// The failure of a connection, unless it is the end that we asked for.
     pub(super) fn failed(&mut self, key: LinkKey, error: &std::io::Error) {
         self.die(key, DisconnectReason::Failed(error.to_string()));
     }
+}
+
+/// Leaves of a send's slices what went out behind the control frames.
+fn cut(slices: &mut Vec<Bytes>, control: usize, mut bytes: usize) {
+    if control > 0 {
+        slices.remove(0);
+    }
+    slices.retain_mut(|slice| {
+        slice.truncate(bytes);
+        bytes -= slice.len();
+        !slice.is_empty()
+    });
 }

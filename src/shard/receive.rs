@@ -4,9 +4,9 @@
 use bytes::{Bytes, BytesMut};
 
 use super::link::{Reading, State};
-use super::{DisconnectReason, Inbound, LinkKey, Op, Shard, SocketId, token};
+use super::{AckMode, DisconnectReason, Inbound, LinkKey, Op, Shard, ShardSocket, SocketId, token};
 use crate::backend::{self, Lease};
-use crate::protocol::{self, FrameError};
+use crate::protocol::{self, FrameError, MsgId};
 use crate::shard::stats::Counters;
 
 /// The rest of a frame that is longer than this is received straight into its final buffer.
@@ -45,7 +45,8 @@ impl Shard {
         link.heard = true;
         let recovered = link.liveness.handle_received(now_ns);
         let identity = link.identity;
-        let result = link.deframer.feed(&lease, |_msg_id| {});
+        let mut acks = Vec::new();
+        let result = link.deframer.feed(&lease, |msg_id| acks.push(msg_id));
         let scan = match result {
             Ok(scan) => scan,
             Err(error) => return self.too_long(key, error),
@@ -56,20 +57,21 @@ impl Shard {
             link.reading = Reading::Stopping;
         }
         Counters::add(&socket.shared.counters.received, u64::from(scan.messages));
-        if scan.needs_ack {
-            let assembled = scan.assembled.as_deref().unwrap_or_default();
-            acknowledge(assembled, &mut link.control);
-            acknowledge(&lease[scan.run.clone()], &mut link.control);
-        }
         if scan.messages > 0 {
-            if let Some(frames) = scan.assembled {
-                socket.stash.push_back(Inbound { identity, link: key, shard, frames });
-            }
-            if !scan.run.is_empty() {
-                let frames = socket.hand_over.frames(lease, scan.run, slabs);
-                socket.stash.push_back(Inbound { identity, link: key, shard, frames });
+            let run = |frames| Inbound { identity, link: key, shard, frames };
+            let first = scan.assembled.map(run);
+            let second = (!scan.run.is_empty()).then(|| run(socket.hand_over.frames(lease, scan.run, slabs)));
+            for arrived in first.into_iter().chain(second) {
+                if scan.needs_ack {
+                    accept(socket, &mut link.control, arrived);
+                } else {
+                    socket.stash.push_back(arrived);
+                }
             }
             self.hand_over(id, Some(key));
+        }
+        if !acks.is_empty() {
+            self.acknowledged(key, &acks);
         }
         if scan.needs_ack {
             self.pump(key);
@@ -78,7 +80,7 @@ impl Shard {
             self.backend.cancel(token(Op::LinkRecv, key.slot, key.generation));
         }
         if recovered {
-            self.recovered(id, identity);
+            self.recovered(key, id, identity);
         }
     }
 
@@ -105,17 +107,14 @@ impl Shard {
                     if let Some(frames) = whole
                         && link.is_live()
                     {
-                        acknowledge(&frames, &mut link.control);
-                        if protocol::payload_of(&frames).is_some() {
-                            Counters::add(&socket.shared.counters.received, 1);
-                            socket.stash.push_back(Inbound { identity, link: key, shard, frames });
-                        }
+                        Counters::add(&socket.shared.counters.received, 1);
+                        accept(socket, &mut link.control, Inbound { identity, link: key, shard, frames });
                         self.hand_over(id, Some(key));
                         self.pump(key);
                     }
                 }
                 if recovered {
-                    self.recovered(id, identity);
+                    self.recovered(key, id, identity);
                 }
             }
         }
@@ -147,8 +146,12 @@ impl Shard {
         self.die(key, DisconnectReason::FrameTooLong { bytes: u64::from(len) });
     }
 
-    fn recovered(&mut self, id: SocketId, identity: crate::protocol::Identity) {
+    /// A suspect peer was heard again.
+    fn recovered(&mut self, key: LinkKey, id: SocketId, identity: crate::protocol::Identity) {
         if let Some(socket) = self.socket(id) {
+            if let Some(hub) = &mut socket.hub {
+                hub.circle.insert(key);
+            }
             super::shared::report(&socket.shared, super::Event::Recovered { identity });
         }
     }
@@ -179,6 +182,9 @@ impl Shard {
         {
             link.paused = true;
             link.liveness.pause(now_ns);
+            if let Some(retained) = &mut link.retained {
+                retained.pause(now_ns);
+            }
             socket.paused.push(key);
             Counters::add(&socket.shared.counters.receive_pauses, 1);
             if link.reading == Reading::Streaming {
@@ -201,20 +207,60 @@ impl Shard {
             if let Some(link) = self.link(key) {
                 link.paused = false;
                 link.liveness.resume(now_ns);
+                if let Some(retained) = &mut link.retained {
+                    retained.resume(now_ns);
+                }
                 let due_ns = link.liveness.deadline_ns();
                 self.timers.set(due_ns, super::Timer::Link(key));
                 self.read_on(key);
+                self.time_resend(key);
             }
         }
     }
 }
 
-/// Answers each DATA_REQ of a run with its ACK, on the link where it came.
-fn acknowledge(run: &[u8], control: &mut BytesMut) {
-    let mut at = 0;
-    while let Some(message) = protocol::next_message(run, &mut at) {
-        if let Some(id) = message.msg_id {
+/// Takes in a run with messages that want to be acknowledged: those that were received before are acknowledged again and taken out,
+/// the others are acknowledged now if that is the socket's mode.
+fn accept(socket: &mut ShardSocket, control: &mut BytesMut, arrived: Inbound) {
+    let frames = &arrived.frames;
+    let on_receipt = socket.shared.config.ack_mode == AckMode::OnReceipt;
+    let (mut at, mut fresh_from) = (0, 0);
+    let mut duplicates = 0;
+    loop {
+        let start = at;
+        let Some(message) = protocol::next_message(frames, &mut at) else { break };
+        let Some(id) = message.msg_id else { continue };
+        let fresh = socket.seen.insert(&arrived.identity, id);
+        if !fresh || on_receipt {
             control.extend_from_slice(&protocol::ack(id));
+        }
+        if !fresh {
+            duplicates += 1;
+            if start > fresh_from {
+                socket.stash.push_back(Inbound { frames: frames.slice(fresh_from..start), ..arrived });
+            }
+            fresh_from = at;
+        }
+    }
+    if duplicates == 0 {
+        return socket.stash.push_back(arrived);
+    }
+    Counters::add(&socket.shared.counters.duplicates, duplicates);
+    if fresh_from < frames.len() {
+        socket.stash.push_back(Inbound { frames: frames.slice(fresh_from..), ..arrived });
+    }
+}
+
+impl Shard {
+    /// The application is done with messages: their ACKs go out between its next frames.
+    pub(super) fn acknowledge(&mut self, acks: &[(LinkKey, MsgId)]) {
+        for of_link in acks.chunk_by(|a, b| a.0 == b.0) {
+            let key = of_link[0].0;
+            let Some(link) = self.link(key).filter(|link| link.is_live()) else { continue };
+            for (_, id) in of_link {
+                link.control.extend_from_slice(&protocol::ack(*id));
+            }
+            self.pump(key);
         }
     }
 }

@@ -5,7 +5,8 @@
 //! [`SocketShared::take_dirty`] before it reads the tail. Both have a full fence between their store and their load, so that either
 //! the shard sees the message or the sender sees that the socket is not marked yet and marks it.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,10 +15,11 @@ use crossbeam_utils::CachePadded;
 
 use crate::backend::Address;
 use crate::log;
-use crate::protocol::Identity;
+use crate::protocol::{IdHash, Identity, MsgId};
+use crate::shard::LinkKey;
 use crate::queue::{Commands, Doorbell, ReceiveQueue};
 use crate::shard::command::Command;
-use crate::shard::config::SocketConfig;
+use crate::shard::config::{SendMode, SocketConfig};
 use crate::shard::event::{Event, EventQueue};
 use crate::shard::inbound::Inbound;
 use crate::shard::stats::{Counters, Stats};
@@ -105,6 +107,14 @@ impl Port {
         while self.commands.pop().is_some() {}
     }
 
+    /// Hands over a command if there is room, or if nobody takes it any more.
+    pub(super) fn offer(&self, command: Command) -> Result<(), Command> {
+        if self.ended.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.commands.push(command)
+    }
+
     /// Hands over a command, yielding while the queue is full: commands are rare and a shard takes all of them in every turn.
     /// Gives it back when the shard has ended.
     pub(crate) fn command(&self, mut command: Command) -> Result<(), Command> {
@@ -134,6 +144,19 @@ pub(crate) enum Phase {
     EngineStopped = 3,
 }
 
+/// What one shard has of a socket.
+#[derive(Default)]
+struct Share {
+    /// The socket is, or is about to be, among the port's dirty ones. Cleared by the shard.
+    dirty: AtomicBool,
+    /// Live links there. Written by the shard.
+    links: AtomicUsize,
+    /// There is room in the receive queue again. Set by the application, cleared by the shard.
+    resume: AtomicBool,
+    /// Messages that the application is done with. Held for a moment by either; bounded by what was received.
+    acks: Mutex<Vec<(LinkKey, MsgId)>>,
+}
+
 /// One socket, as its handles and shards see it.
 pub(crate) struct SocketShared {
     pub(crate) id: SocketId,
@@ -151,8 +174,8 @@ pub(crate) struct SocketShared {
     /// 0, or the number of the wait that began when a sender found the log full.
     blocked: AtomicU64,
     waits: AtomicU64,
-    /// Set by the first append after the home shard looked, cleared by the home shard.
-    dirty: CachePadded<AtomicBool>,
+    /// What each shard has of it.
+    shares: Box<[CachePadded<Share>]>,
     phase: AtomicU8,
     /// Notified when the phase changes.
     pub(crate) ended: event_listener::Event,
@@ -176,11 +199,11 @@ impl SocketShared {
             peers: Peers::default(),
             log,
             config,
-            ports,
             room: event_listener::Event::new(),
             blocked: AtomicU64::new(0),
             waits: AtomicU64::new(0),
-            dirty: CachePadded::new(AtomicBool::new(false)),
+            shares: ports.iter().map(|_| CachePadded::new(Share::default())).collect(),
+            ports,
             phase: AtomicU8::new(Phase::Open as u8),
             ended: event_listener::Event::new(),
         }
@@ -195,30 +218,81 @@ impl SocketShared {
     #[inline]
     pub(crate) fn appended(&self) {
         fence(Ordering::SeqCst);
-        if !self.dirty.load(Ordering::Relaxed) {
-            self.mark_dirty();
+        let home = self.home();
+        if !self.shares[home].dirty.load(Ordering::Relaxed) {
+            self.mark_dirty(home);
+        }
+    }
+
+    /// Tells a shard that its mail has grown.
+    #[inline]
+    pub(crate) fn mailed(&self, shard: usize) {
+        fence(Ordering::SeqCst);
+        if !self.shares[shard].dirty.load(Ordering::Relaxed) {
+            self.mark_dirty(shard);
         }
     }
 
     #[cold]
-    pub(crate) fn mark_dirty(&self) {
-        if !self.dirty.swap(true, Ordering::AcqRel) {
-            let port = &self.ports[self.home()];
+    pub(crate) fn mark_dirty(&self, shard: usize) {
+        if !self.shares[shard].dirty.swap(true, Ordering::AcqRel) {
+            let port = &self.ports[shard];
             // There is a place for every socket.
             let _ = port.dirty.push(self.id);
             port.doorbell().ring();
         }
     }
 
-    /// The shard is about to look at the log.
-    pub(crate) fn take_dirty(&self) {
-        self.dirty.store(false, Ordering::Relaxed);
+    /// The home shard passes the word on: the other shards with links of this socket have something to send too.
+    pub(crate) fn tell_others(&self, home: usize) {
+        for (shard, share) in self.shares.iter().enumerate() {
+            if shard != home && share.links.load(Ordering::SeqCst) > 0 {
+                self.mark_dirty(shard);
+            }
+        }
+    }
+
+    /// The shard is about to look at the log and its mail.
+    pub(crate) fn take_dirty(&self, shard: usize) {
+        self.shares[shard].dirty.store(false, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
-    /// Lets senders not ring while nobody would be sent to; a link that joins looks at the log anyway.
+    /// Lets senders not ring the home shard while there is nobody to send to. A link that joins undoes it and looks at the log.
     pub(crate) fn keep_dirty(&self) {
-        self.dirty.store(true, Ordering::Relaxed);
+        let dirty = &self.shares[self.home()].dirty;
+        let nobody = || self.shares.iter().all(|share| share.links.load(Ordering::SeqCst) == 0);
+        if nobody() {
+            dirty.store(true, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if !nobody() {
+                dirty.store(false, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// A link of this socket lives on `shard` now.
+    pub(crate) fn link_joined(&self, shard: usize) {
+        self.shares[shard].links.fetch_add(1, Ordering::SeqCst);
+        self.shares[self.home()].dirty.store(false, Ordering::SeqCst);
+    }
+
+    pub(crate) fn link_left(&self, shard: usize) {
+        self.shares[shard].links.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// The shard where the links of a peer live: any, by its identity, under PUBLISH; the home shard under ROUNDROBIN.
+    pub(crate) fn shard_of(&self, identity: &Identity) -> usize {
+        if self.ports.len() == 1 || self.config.send_mode == SendMode::RoundRobin {
+            return self.home();
+        }
+        let mut bits = u64::from(self.id.0);
+        for half in identity.as_bytes().chunks_exact(8) {
+            let half = half.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
+            bits = (bits ^ half).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            bits ^= bits >> 29;
+        }
+        ((u128::from(bits) * self.ports.len() as u128) >> 64) as usize
     }
 
     /// A sender found the log full. The caller has begun to listen to `room` and tries once more after this.
@@ -227,7 +301,7 @@ impl SocketShared {
         if self.blocked.compare_exchange(0, number, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
             Counters::add(&self.counters.send_waits, 1);
         }
-        self.mark_dirty();
+        self.mark_dirty(self.home());
     }
 
     /// A waiting sender got its message in.
@@ -266,9 +340,29 @@ impl SocketShared {
     /// The application made room in a receive queue that had stopped links: all shards may read again.
     #[cold]
     pub(crate) fn resume_reading(&self) {
-        for port in self.ports.iter() {
-            let _ = port.command(Command::Resume(self.id));
+        for (shard, share) in self.shares.iter().enumerate() {
+            share.resume.store(true, Ordering::Release);
+            self.mark_dirty(shard);
         }
+    }
+
+    /// The application is done with messages that wanted to be acknowledged.
+    pub(crate) fn acknowledge(&self, shard: u32, link: LinkKey, ids: &[MsgId]) {
+        let Some(share) = self.shares.get(shard as usize) else { return };
+        let mut acks = share.acks.lock().unwrap_or_else(PoisonError::into_inner);
+        acks.extend(ids.iter().map(|id| (link, *id)));
+        drop(acks);
+        self.mark_dirty(shard as usize);
+    }
+
+    /// What the application is done with, for this shard's links.
+    pub(super) fn take_acks(&self, shard: usize) -> Vec<(LinkKey, MsgId)> {
+        std::mem::take(&mut *self.shares[shard].acks.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether the application has made room since the last call.
+    pub(super) fn take_resume(&self, shard: usize) -> bool {
+        self.shares[shard].resume.swap(false, Ordering::Acquire)
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -285,35 +379,92 @@ impl SocketShared {
 /// Entries of a receive queue: completions that wait for the application.
 const RECEIVE_ENTRIES: usize = 1024;
 
-/// The peers that are connected now.
+/// Peers that are gone and still known, at most: a message by identity to them is told from one to nobody.
+const GONE_MAX: usize = 16_384;
+
+/// The peers that are connected now, and those that were.
 #[derive(Default)]
 pub(crate) struct Peers {
-    table: Mutex<HashMap<Identity, Address>>,
+    directory: Mutex<Directory>,
     count: AtomicUsize,
     /// Notified when a peer comes or goes, and when the socket ends.
     pub(crate) changed: event_listener::Event,
 }
 
+#[derive(Default)]
+struct Directory {
+    peers: HashMap<Identity, Peer, IdHash>,
+    connected: usize,
+    /// Those that went, oldest first; some may be back.
+    gone: VecDeque<Identity>,
+}
+
+struct Peer {
+    /// Where it is, while it is connected.
+    address: Option<Address>,
+    /// Bytes sent to it by identity that have not gone out.
+    queued: Arc<AtomicUsize>,
+}
+
+/// What a sender by identity has to know of a peer.
+pub(crate) struct Addressee {
+    pub(crate) connected: bool,
+    pub(crate) queued: Arc<AtomicUsize>,
+}
+
 impl Peers {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Identity, Address>> {
+    fn lock(&self) -> MutexGuard<'_, Directory> {
         // A map stays whole whatever panicked beside it.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn insert(&self, identity: Identity, address: Address) {
-        let mut table = self.lock();
-        table.insert(identity, address);
-        self.count.store(table.len(), Ordering::Release);
-        drop(table);
+    /// A peer is connected; answers with its account of bytes sent by identity.
+    pub(crate) fn insert(&self, identity: Identity, address: Address) -> Arc<AtomicUsize> {
+        let mut directory = self.lock();
+        let queued = match directory.peers.entry(identity) {
+            Entry::Occupied(mut known) => {
+                known.get_mut().address = Some(address);
+                known.get().queued.clone()
+            }
+            Entry::Vacant(new) => new.insert(Peer { address: Some(address), queued: Arc::default() }).queued.clone(),
+        };
+        directory.connected += 1;
+        self.count.store(directory.connected, Ordering::Release);
+        drop(directory);
         self.changed.notify(usize::MAX);
+        queued
     }
 
     pub(crate) fn remove(&self, identity: &Identity) {
-        let mut table = self.lock();
-        table.remove(identity);
-        self.count.store(table.len(), Ordering::Release);
-        drop(table);
+        let mut directory = self.lock();
+        if directory.peers.get_mut(identity).and_then(|peer| peer.address.take()).is_some() {
+            directory.connected -= 1;
+            directory.gone.push_back(*identity);
+        }
+        while directory.gone.len() > GONE_MAX {
+            if let Some(oldest) = directory.gone.pop_front()
+                && directory.peers.get(&oldest).is_some_and(|peer| peer.address.is_none())
+            {
+                directory.peers.remove(&oldest);
+            }
+        }
+        self.count.store(directory.connected, Ordering::Release);
+        drop(directory);
         self.changed.notify(usize::MAX);
+    }
+
+    /// What is known of a peer; `None` if it was never seen.
+    pub(crate) fn find(&self, identity: &Identity) -> Option<Addressee> {
+        let directory = self.lock();
+        let peer = directory.peers.get(identity)?;
+        Some(Addressee { connected: peer.address.is_some(), queued: peer.queued.clone() })
+    }
+
+    /// Bytes by identity to this peer have gone out, or never will.
+    pub(crate) fn sent_to(&self, identity: &Identity, bytes: usize) {
+        if let Some(peer) = self.lock().peers.get(identity) {
+            peer.queued.fetch_sub(bytes, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -321,7 +472,7 @@ impl Peers {
     }
 
     pub(crate) fn identities(&self) -> Vec<Identity> {
-        self.lock().keys().copied().collect()
+        self.lock().peers.iter().filter(|(_, peer)| peer.address.is_some()).map(|(identity, _)| *identity).collect()
     }
 }
 

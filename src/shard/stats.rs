@@ -18,6 +18,14 @@ pub struct Stats {
     pub messages_delivered: u64,
     /// Messages dropped, per peer that misses them.
     pub messages_dropped: u64,
+    /// Messages that expired without an acknowledgement.
+    pub messages_expired: u64,
+    /// Messages acknowledged by their receivers.
+    pub messages_acknowledged: u64,
+    /// Messages sent again because no acknowledgement came in time.
+    pub messages_resent: u64,
+    /// Messages received twice and not delivered the second time.
+    pub duplicates_removed: u64,
     /// Messages received, whether or not the application has taken them yet.
     pub messages_received: u64,
     /// Bytes handed to the kernel, framing and control included.
@@ -45,6 +53,10 @@ pub struct Stats {
 pub(crate) struct Counters {
     pub(crate) delivered: AtomicU64,
     pub(crate) dropped: AtomicU64,
+    pub(crate) expired: AtomicU64,
+    pub(crate) acknowledged: AtomicU64,
+    pub(crate) resent: AtomicU64,
+    pub(crate) duplicates: AtomicU64,
     pub(crate) received: AtomicU64,
     pub(crate) bytes_sent: AtomicU64,
     pub(crate) bytes_received: AtomicU64,
@@ -65,6 +77,10 @@ impl Counters {
         Stats {
             messages_delivered: self.delivered.load(Relaxed),
             messages_dropped: self.dropped.load(Relaxed),
+            messages_expired: self.expired.load(Relaxed),
+            messages_acknowledged: self.acknowledged.load(Relaxed),
+            messages_resent: self.resent.load(Relaxed),
+            duplicates_removed: self.duplicates.load(Relaxed),
             messages_received: self.received.load(Relaxed),
             bytes_sent: self.bytes_sent.load(Relaxed),
             bytes_received: self.bytes_received.load(Relaxed),

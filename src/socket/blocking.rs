@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{
-    Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Payload, RecvError, SendError,
+    Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Payload, Received, RecvError,
+    SendError,
     SocketBuilder, TryRecvError, TrySendError, WaitError, bound, wait,
 };
 use crate::backend::Address;
@@ -125,6 +126,53 @@ impl Socket {
     /// When there is no room, with the message; when it is too long; or when the socket is closed.
     pub fn try_send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), TrySendError<'a>> {
         self.socket.try_send(message)
+    }
+
+    /// Sends a message to one peer, see [`Socket::send_to`](crate::Socket::send_to); blocks while too much is under way to it.
+    ///
+    /// # Errors
+    /// When the peer was never seen or is gone, the message is too long, or the socket is closed.
+    pub fn send_to<'a>(&self, identity: Identity, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
+        let mut payload = message.into();
+        loop {
+            let room = self.socket.shared().room.listen();
+            payload = match self.socket.try_send_to(identity, payload) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Never(error)) => return Err(error),
+                Err(TrySendError::Full(payload)) => payload,
+            };
+            wait::block(room, None);
+        }
+    }
+
+    /// Sends a message to one peer if there is room for it now.
+    ///
+    /// # Errors
+    /// When there is no room, with the message; or as [`send_to`](Self::send_to).
+    pub fn try_send_to<'a>(
+        &self,
+        identity: Identity,
+        message: impl Into<Payload<'a>>,
+    ) -> Result<(), TrySendError<'a>> {
+        self.socket.try_send_to(identity, message)
+    }
+
+    /// The next message with everything about it, see [`Socket::recv_message`](crate::Socket::recv_message).
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn recv_message(&self) -> Result<Received, RecvError> {
+        let message = self.next(None, super::Socket::try_message).map_err(ended)?;
+        Ok(Received::new(&self.socket.inner.shared, message))
+    }
+
+    /// As [`recv_message`](Self::recv_message); blocks for at most `timeout`.
+    ///
+    /// # Errors
+    /// As [`recv_timeout`](Self::recv_timeout).
+    pub fn recv_message_timeout(&self, timeout: Duration) -> Result<Received, TryRecvError> {
+        let message = self.next(Instant::now().checked_add(timeout), super::Socket::try_message)?;
+        Ok(Received::new(&self.socket.inner.shared, message))
     }
 
     /// The next message from any peer; blocks until there is one.

@@ -6,7 +6,7 @@ use super::error::BuildError;
 use super::{Socket, blocking, inline};
 use crate::engine::Engine;
 use crate::protocol::Identity;
-use crate::shard::{DeliveryGuarantee, KIB, MIB, SendMode, SocketConfig, nanos};
+use crate::shard::{AckMode, DeliveryGuarantee, KIB, MIB, SendMode, SocketConfig, nanos};
 
 /// Settings of a socket, to begin with the defaults.
 ///
@@ -123,6 +123,20 @@ impl SocketBuilder {
         self
     }
 
+    /// When messages that want to be acknowledged are (default [`AckMode::Automatic`]).
+    pub fn ack_mode(mut self, mode: AckMode) -> Self {
+        self.config.ack_mode = mode;
+        self
+    }
+
+    /// AT_LEAST_ONCE: after how long without an acknowledgement a message is sent again (default 5 s), and how often it is sent on
+    /// one connection in all (default 6) before it counts as expired and is told as [`Event::Expired`](crate::Event::Expired).
+    pub fn resend(mut self, delay: Duration, attempts_max: u32) -> Self {
+        self.config.resend_ns = nanos(delay);
+        self.config.attempts_max = attempts_max;
+        self
+    }
+
     /// The kernel's send buffer of each connection, in bytes. By default the system sizes it (Linux: up to `net.ipv4.tcp_wmem`'s
     /// maximum, often 4 MiB, which is what a stalled peer can hold).
     pub fn send_buffer_bytes(mut self, bytes: usize) -> Self {
@@ -146,8 +160,8 @@ impl SocketBuilder {
             None => Engine::global().map_err(BuildError::Engine)?,
         };
         let (identity, config) = self.checked()?;
-        let (shared, appender) = engine.open(identity, config)?;
-        Ok(Socket::new_on(engine, shared, appender))
+        let (shared, outlet) = engine.open(identity, config)?;
+        Ok(Socket::new_on(engine, shared, outlet))
     }
 
     /// Builds the socket with blocking calls.
@@ -170,11 +184,11 @@ impl SocketBuilder {
     fn checked(self) -> Result<(Identity, SocketConfig), BuildError> {
         let config = self.config;
         let limit = |setting, problem: &str| Err(BuildError::Limit { setting, problem: problem.to_owned() });
-        if config.delivery == DeliveryGuarantee::AtLeastOnce {
-            return Err(match config.send_mode {
-                SendMode::Publish => BuildError::PublishAtLeastOnce,
-                SendMode::RoundRobin => BuildError::AtLeastOnceUnsupported,
-            });
+        if config.delivery == DeliveryGuarantee::AtLeastOnce && config.send_mode == SendMode::Publish {
+            return Err(BuildError::PublishAtLeastOnce);
+        }
+        if config.resend_ns == 0 || config.attempts_max == 0 {
+            return limit("resend", "needs a delay and a number of attempts above zero");
         }
         if config.log_bytes_max < MIB {
             return limit("log_bytes_max", "is below 1 MiB: a log works in chunks of up to 256 KiB and needs four of them");

@@ -1,33 +1,72 @@
 //! What all three kinds of socket handle do alike: put a message into the log, take the next one out of the receive queue, say what
 //! ended. The kinds differ in who waits and how.
 
+use std::sync::atomic::Ordering;
+
 use super::error::{RecvError, SendError, TryRecvError, TrySendError};
 use super::payload::{Batch, Payload};
-use crate::log::{Appender, Full};
-use crate::protocol;
-use crate::shard::{Message, Phase, SocketShared, Walker};
+use crate::log::Full;
+use crate::protocol::Identity;
+use crate::shard::{DeliveryGuarantee, Message, Outlet, Phase, SocketShared, Walker};
 
 /// Appends a message to the socket's log, or gives it back.
 #[inline]
 pub(super) fn offer<'a>(
     shared: &SocketShared,
-    appender: &mut Appender,
+    outlet: &mut Outlet,
     payload: Payload<'a>,
 ) -> Result<(), TrySendError<'a>> {
-    let len = payload.len();
-    if len > shared.config.message_bytes_max {
-        let bytes_max = shared.config.message_bytes_max;
-        return Err(TrySendError::Never(SendError::TooLong { bytes: len, bytes_max }));
-    }
-    let head = protocol::data_head(len);
+    check_length(shared, &payload)?;
     match payload {
-        Payload::Borrowed(bytes) => {
-            appender.append(&head, bytes).map_err(|Full| TrySendError::Full(Payload::Borrowed(bytes)))
-        }
+        Payload::Borrowed(bytes) => outlet.put(bytes).map_err(|Full| TrySendError::Full(Payload::Borrowed(bytes))),
         Payload::Owned(bytes) => {
-            appender.append_bytes(&head, bytes).map_err(|(Full, bytes)| TrySendError::Full(Payload::Owned(bytes)))
+            outlet.put_bytes(bytes).map_err(|(Full, bytes)| TrySendError::Full(Payload::Owned(bytes)))
         }
     }
+}
+
+/// Appends a message for one peer, or gives it back. Answers with the shard whose mail has grown.
+pub(super) fn offer_to<'a>(
+    shared: &SocketShared,
+    outlet: &mut Outlet,
+    identity: &Identity,
+    payload: Payload<'a>,
+) -> Result<usize, TrySendError<'a>> {
+    check_length(shared, &payload)?;
+    let never = |error| Err(TrySendError::Never(error));
+    let Some(peer) = shared.peers.find(identity) else {
+        return never(SendError::UnknownPeer(*identity));
+    };
+    if !peer.connected && shared.config.delivery == DeliveryGuarantee::AtMostOnce {
+        return never(SendError::PeerGone(*identity));
+    }
+    let shard = shared.shard_of(identity);
+    let bytes = payload.len() + shared.config.head_bytes();
+    if peer.queued.load(Ordering::Relaxed) + bytes > shared.config.directed_bytes_max() {
+        return Err(TrySendError::Full(payload));
+    }
+    // Before the append: the shard may have sent it before this thread goes on.
+    peer.queued.fetch_add(bytes, Ordering::Relaxed);
+    let result = match payload {
+        Payload::Borrowed(bytes) => {
+            outlet.put_to(shard, identity, bytes).map_err(|Full| TrySendError::Full(Payload::Borrowed(bytes)))
+        }
+        Payload::Owned(bytes) => outlet
+            .put_bytes_to(shard, identity, bytes)
+            .map_err(|(Full, bytes)| TrySendError::Full(Payload::Owned(bytes))),
+    };
+    if result.is_err() {
+        peer.queued.fetch_sub(bytes, Ordering::Relaxed);
+    }
+    result.map(|()| shard)
+}
+
+fn check_length<'a>(shared: &SocketShared, payload: &Payload<'_>) -> Result<(), TrySendError<'a>> {
+    let (bytes, bytes_max) = (payload.len(), shared.config.message_bytes_max);
+    if bytes > bytes_max {
+        return Err(TrySendError::Never(SendError::TooLong { bytes, bytes_max }));
+    }
+    Ok(())
 }
 
 /// Whether the socket still takes messages.
@@ -43,7 +82,7 @@ pub(super) fn check_open(shared: &SocketShared) -> Result<(), SendError> {
 /// The next message, if one is there.
 #[inline]
 pub(super) fn try_next(shared: &SocketShared, walker: &mut Walker) -> Result<Message, TryRecvError> {
-    match walker.next(&shared.inbox, || shared.resume_reading()) {
+    match walker.next(shared) {
         Some(message) => Ok(message),
         None => Err(none_left(shared)),
     }
@@ -52,7 +91,7 @@ pub(super) fn try_next(shared: &SocketShared, walker: &mut Walker) -> Result<Mes
 /// The messages that arrived together, if some are there.
 #[inline]
 pub(super) fn try_next_batch(shared: &SocketShared, walker: &mut Walker) -> Result<Batch, TryRecvError> {
-    match walker.next_run(&shared.inbox, || shared.resume_reading()) {
+    match walker.next_run(shared) {
         Some((run, from)) => Ok(Batch::new(run.identity, run.frames, from)),
         None => Err(none_left(shared)),
     }

@@ -6,6 +6,7 @@ use std::fmt;
 use super::endpoint::EndpointError;
 use super::payload::Payload;
 use crate::engine::{EngineError, OpenError};
+use crate::protocol::Identity;
 
 /// Why a socket could not be built.
 #[derive(Debug)]
@@ -13,8 +14,6 @@ use crate::engine::{EngineError, OpenError};
 pub enum BuildError {
     /// PUBLISH with AT_LEAST_ONCE: to whom should a message go that one of many peers has not acknowledged, and for how long?
     PublishAtLeastOnce,
-    /// AT_LEAST_ONCE is not there yet.
-    AtLeastOnceUnsupported,
     /// A limit that does not go with the others.
     Limit {
         /// Which setting.
@@ -48,7 +47,6 @@ impl fmt::Display for BuildError {
             Self::PublishAtLeastOnce => f.write_str(
                 "AT_LEAST_ONCE cannot be combined with PUBLISH: acknowledgement is between two sockets; use ROUNDROBIN, or send by identity",
             ),
-            Self::AtLeastOnceUnsupported => f.write_str("AT_LEAST_ONCE is not supported yet: use AT_MOST_ONCE"),
             Self::Limit { setting, problem } => write!(f, "{setting} {problem}"),
             Self::TooManySockets { sockets_max } => {
                 write!(f, "the engine has {sockets_max} sockets already: raise sockets_max, or use another engine")
@@ -130,6 +128,10 @@ pub enum SendError {
         /// The limit.
         bytes_max: usize,
     },
+    /// No peer of that identity was ever connected.
+    UnknownPeer(Identity),
+    /// The peer is not connected any more (AT_MOST_ONCE; AT_LEAST_ONCE keeps the message for its return).
+    PeerGone(Identity),
     /// The socket is closed.
     Closed,
     /// The engine has stopped.
@@ -146,6 +148,10 @@ impl fmt::Display for SendError {
             }
             Self::Closed => f.write_str("the socket is closed"),
             Self::EngineStopped => f.write_str("the engine has stopped"),
+            Self::UnknownPeer(identity) => {
+                write!(f, "no peer {identity} was ever connected: use an identity from peers() or recv_identity()")
+            }
+            Self::PeerGone(identity) => write!(f, "peer {identity} is not connected any more"),
             Self::TimedOut => f.write_str("the log stayed full: the peers do not keep up, or there are none"),
         }
     }

@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{
-    Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Payload, RecvError, SendError,
+    Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Payload, Received, RecvError,
+    SendError,
     TryRecvError, TrySendError, WaitError, bound, core,
 };
 use crate::backend::Address;
 use crate::engine::inline::InlineEngine;
 use crate::engine::{EngineBuilder, EngineError, EngineInfo};
-use crate::log::Appender;
 use crate::protocol::Identity;
-use crate::shard::{Command, Event, Message, Reply, SocketConfig, SocketId, SocketShared, Stats, Walker, nanos};
+use crate::shard::{Command, Event, Message, Outlet, Reply, SocketConfig, SocketId, SocketShared, Stats, Walker, nanos};
 
 /// Bytes appended after which `send` sends by itself: one chunk, what one operation takes.
 const FLUSH_BYTES: usize = 256 * 1024;
@@ -156,15 +156,15 @@ impl Place {
 pub struct Socket {
     engine: Engine,
     place: Rc<Place>,
-    appender: RefCell<Appender>,
+    outlet: RefCell<Outlet>,
 }
 
 impl Socket {
     pub(super) fn open(engine: &Engine, identity: Identity, config: SocketConfig) -> Result<Socket, BuildError> {
-        let (shared, appender) = engine.inner.open_socket(identity, config)?;
+        let (shared, outlet) = engine.inner.open_socket(identity, config)?;
         let place = Rc::new(Place { shared, walker: RefCell::default(), unsent: Cell::new(0) });
         engine.sockets.borrow_mut().insert(place.shared.id, place.clone());
-        Ok(Socket { engine: engine.clone(), place, appender: RefCell::new(appender) })
+        Ok(Socket { engine: engine.clone(), place, outlet: RefCell::new(outlet) })
     }
 
     fn shared(&self) -> &SocketShared {
@@ -261,12 +261,57 @@ impl Socket {
         let payload = message.into();
         core::check_open(self.shared()).map_err(TrySendError::Never)?;
         let unsent = self.place.unsent.get() + payload.len() + 5;
-        core::offer(self.shared(), &mut self.appender.borrow_mut(), payload)?;
+        core::offer(self.shared(), &mut self.outlet.borrow_mut(), payload)?;
         self.place.unsent.set(unsent);
         if unsent >= FLUSH_BYTES {
             self.flush().map_err(|_| TrySendError::Never(SendError::EngineStopped))?;
         }
         Ok(())
+    }
+
+    /// Sends a message to one peer, see [`Socket::send_to`](crate::Socket::send_to); drives the engine while too much is under way
+    /// to it.
+    ///
+    /// # Errors
+    /// When the peer was never seen or is gone, the message is too long, or the socket is closed.
+    pub fn send_to<'a>(&self, identity: Identity, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
+        let mut payload = message.into();
+        loop {
+            payload = match self.try_send_to(identity, payload) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Never(error)) => return Err(error),
+                Err(TrySendError::Full(payload)) => payload,
+            };
+            self.flush_and_turn(u64::MAX).map_err(|_| SendError::EngineStopped)?;
+        }
+    }
+
+    /// Appends a message for one peer if there is room for it.
+    ///
+    /// # Errors
+    /// When there is no room, with the message; or as [`send_to`](Self::send_to).
+    pub fn try_send_to<'a>(
+        &self,
+        identity: Identity,
+        message: impl Into<Payload<'a>>,
+    ) -> Result<(), TrySendError<'a>> {
+        let payload = message.into();
+        core::check_open(self.shared()).map_err(TrySendError::Never)?;
+        let unsent = self.place.unsent.get() + payload.len() + 41;
+        core::offer_to(self.shared(), &mut self.outlet.borrow_mut(), &identity, payload)?;
+        self.place.unsent.set(unsent);
+        if unsent >= FLUSH_BYTES {
+            self.flush().map_err(|_| TrySendError::Never(SendError::EngineStopped))?;
+        }
+        Ok(())
+    }
+
+    /// The next message with everything about it; waits for at most `timeout` (`None`: for ever).
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn recv_message(&self, timeout: Option<Duration>) -> Result<Received, TryRecvError> {
+        self.next(timeout, Self::try_message).map(|message| Received::new(&self.place.shared, message))
     }
 
     /// Sends what was appended, without waiting.

@@ -19,16 +19,15 @@ use bytes::Bytes;
 
 use crate::backend::Address;
 use crate::engine::Engine;
-use crate::log::Appender;
 use crate::protocol::Identity;
-use crate::shard::{Command, Event, Message, Phase, Reply, SocketShared, Stats, Walker};
+use crate::shard::{Command, Event, Message, Outlet, Phase, Reply, SocketShared, Stats, Walker};
 
 pub use builder::SocketBuilder;
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{
     BindError, BuildError, CloseReport, ConnectError, RecvError, SendError, TryRecvError, TrySendError, WaitError,
 };
-pub use payload::{Batch, Payload, Payloads};
+pub use payload::{Batch, Payload, Payloads, Received};
 pub use stream::{Events, IdentityMessages, Messages};
 
 /// A smart socket: binds and connects, any number of times each, holds any number of peers, and turns their streams into messages.
@@ -70,7 +69,7 @@ pub type Søcket = Socket;
 struct Inner {
     shared: Arc<SocketShared>,
     /// Producers take turns here; no reader ever does.
-    appender: Mutex<Appender>,
+    outlet: Mutex<Outlet>,
     /// Consumers take turns here; no shard ever does.
     walker: Mutex<Walker>,
     /// Consumers that wait for a message.
@@ -109,11 +108,11 @@ impl Socket {
         SocketBuilder::default()
     }
 
-    fn new_on(engine: Engine, shared: Arc<SocketShared>, appender: Appender) -> Socket {
+    fn new_on(engine: Engine, shared: Arc<SocketShared>, outlet: Outlet) -> Socket {
         Socket {
             inner: Arc::new(Inner {
                 shared,
-                appender: Mutex::new(appender),
+                outlet: Mutex::new(outlet),
                 walker: Mutex::new(Walker::default()),
                 waiting: AtomicUsize::new(0),
                 _engine: engine,
@@ -213,9 +212,65 @@ impl Socket {
     pub fn try_send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), TrySendError<'a>> {
         let shared = self.shared();
         core::check_open(shared).map_err(TrySendError::Never)?;
-        core::offer(shared, &mut whole(&self.inner.appender), message.into())?;
+        core::offer(shared, &mut whole(&self.inner.outlet), message.into())?;
         shared.appended();
         Ok(())
+    }
+
+    /// Sends a message to one peer, in any send mode, in order with everything else that this socket sends to it. Waits while too
+    /// much is under way to that peer (an eighth of `log_bytes_max`).
+    ///
+    /// # Errors
+    /// When the peer was never seen; when it is gone (AT_MOST_ONCE; AT_LEAST_ONCE keeps the message for its return); when the
+    /// message is too long, or the socket is closed.
+    pub async fn send_to<'a>(&self, identity: Identity, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
+        let mut payload = message.into();
+        loop {
+            payload = match self.try_send_to(identity, payload) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Never(error)) => return Err(error),
+                Err(TrySendError::Full(payload)) => payload,
+            };
+            let room = self.shared().room.listen();
+            payload = match self.try_send_to(identity, payload) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Never(error)) => return Err(error),
+                Err(TrySendError::Full(payload)) => payload,
+            };
+            room.await;
+        }
+    }
+
+    /// Sends a message to one peer if there is room for it now.
+    ///
+    /// # Errors
+    /// When there is no room, with the message; or as [`send_to`](Self::send_to).
+    pub fn try_send_to<'a>(
+        &self,
+        identity: Identity,
+        message: impl Into<Payload<'a>>,
+    ) -> Result<(), TrySendError<'a>> {
+        let shared = self.shared();
+        core::check_open(shared).map_err(TrySendError::Never)?;
+        let shard = core::offer_to(shared, &mut whole(&self.inner.outlet), &identity, message.into())?;
+        shared.mailed(shard);
+        Ok(())
+    }
+
+    /// The next message with everything about it; under [`AckMode::Manual`](crate::AckMode::Manual) the way to acknowledge it.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub async fn recv_message(&self) -> Result<Received, RecvError> {
+        self.next(Self::try_message).await.map(|message| Received::new(&self.inner.shared, message))
+    }
+
+    /// The next message with everything about it, if one is there.
+    ///
+    /// # Errors
+    /// As [`try_recv`](Self::try_recv).
+    pub fn try_recv_message(&self) -> Result<Received, TryRecvError> {
+        self.try_message().map(|message| Received::new(&self.inner.shared, message))
     }
 
     /// The next message from any peer.
@@ -387,7 +442,7 @@ impl Socket {
             reply
         };
         // No append may come after the shards have begun to drain.
-        let _appender = whole(&self.inner.appender);
+        let _outlet = whole(&self.inner.outlet);
         shared.enter_phase(Phase::Closing);
         shared.ports.iter().map(ask).collect()
     }

@@ -1,8 +1,11 @@
 //! What an application gives to `send`, and what it gets in batches.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::protocol::{self, Identity};
+use crate::shard::{Ack, AckMode, Message, SocketShared};
 
 /// The bytes of one message: borrowed ones are copied into the log (without an allocation if they are small), owned ones of 16 KiB
 /// and more are sent from where they are.
@@ -89,6 +92,57 @@ impl From<Vec<u8>> for Payload<'_> {
 impl From<String> for Payload<'_> {
     fn from(text: String) -> Self {
         Payload::Owned(text.into())
+    }
+}
+
+/// A received message with everything about it.
+#[derive(Clone)]
+pub struct Received {
+    shared: Arc<SocketShared>,
+    identity: Identity,
+    payload: Bytes,
+    ack: Option<Ack>,
+}
+
+impl Received {
+    pub(super) fn new(shared: &Arc<SocketShared>, message: Message) -> Received {
+        Received { shared: shared.clone(), identity: message.identity, payload: message.payload, ack: message.ack }
+    }
+
+    /// The peer that sent it.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// The application's bytes.
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
+    /// The application's bytes, to keep.
+    pub fn into_payload(self) -> Bytes {
+        self.payload
+    }
+
+    /// Whether its sender keeps it until it is acknowledged.
+    pub fn wants_ack(&self) -> bool {
+        self.ack.is_some()
+    }
+
+    /// Tells the sender that the message is dealt with, so that it is not sent again. Without effect if the sender did not ask, or
+    /// if the socket acknowledges by itself (see [`AckMode`](crate::AckMode)). May be called from any thread.
+    pub fn ack(&self) {
+        if let Some(ack) = self.ack
+            && self.shared.config.ack_mode == AckMode::Manual
+        {
+            self.shared.acknowledge(ack.shard, ack.link, &[ack.id]);
+        }
+    }
+}
+
+impl std::fmt::Debug for Received {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Received").field("identity", &self.identity).field("bytes", &self.payload.len()).finish()
     }
 }
 

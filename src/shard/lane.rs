@@ -1,0 +1,145 @@
+//! What one link is to send that others are not: the records that the hub gave it (ROUNDROBIN), and what was sent to its peer by
+//! identity. A log with one reader, so that it is counted, cut and handed on like any other. Made when it is first needed.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::KIB;
+use crate::log::{self, Appender, Cursor, Frame, LogOptions, Reader};
+
+/// Bytes that wait in a lane at most, a record apart, before the hub passes it over: what one send takes, and the same again.
+pub(super) const LANE_BYTES_MAX: usize = 512 * KIB;
+/// A lane's own chunks: small, as there may be thousands of lanes.
+const CHUNK_BYTES: usize = 32 * KIB;
+/// Payloads of at least this many bytes stay where they are.
+const SHARE_FROM_BYTES: usize = 8 * KIB;
+
+/// See the module's documentation. It has no limit of its own: the hub keeps [`LANE_BYTES_MAX`], and senders by identity keep
+/// theirs before they append to the mail.
+pub(super) struct Lane {
+    appender: Appender,
+    pub(super) reader: Reader,
+    /// How far it has been sent.
+    pub(super) cursor: Cursor,
+    /// The records sent by identity that have not gone out, in order.
+    directed: VecDeque<Directed>,
+    /// Bytes of frames that went out and wait for their ACK.
+    pub(super) unacknowledged: usize,
+    /// It got something in the hub's present round.
+    pub(super) listed: bool,
+}
+
+/// Records by identity in one stretch of a lane.
+struct Directed {
+    /// PUBLISH: they go out once the link is this far in the socket's log.
+    after: Cursor,
+    start: u64,
+    end: Cursor,
+}
+
+impl Lane {
+    pub(super) fn open() -> Lane {
+        let options =
+            LogOptions { chunk_bytes: CHUNK_BYTES, limit_bytes: usize::MAX / 4, share_from_bytes: SHARE_FROM_BYTES };
+        let (appender, mut readers) = log::open(options, 1);
+        let mut reader = readers.swap_remove(0);
+        let cursor = reader.join();
+        Lane { appender, reader, cursor, directed: VecDeque::new(), unacknowledged: 0, listed: false }
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        (self.appender.position() - self.cursor.frame()) as usize + self.unacknowledged < LANE_BYTES_MAX
+    }
+
+    /// Messages that have not wholly gone out.
+    pub(super) fn queued(&mut self) -> u64 {
+        self.reader.tail().messages() - self.cursor.messages()
+    }
+
+    pub(super) fn has_unsent(&mut self) -> bool {
+        self.reader.has_more(self.cursor)
+    }
+
+    /// Appends a frame.
+    pub(super) fn take(&mut self, frame: Frame<'_>) {
+        let taken = match frame {
+            Frame::Whole(frame) => {
+                frame.split_first_chunk::<5>().map(|(head, rest)| self.appender.append(head, rest).is_ok())
+            }
+            Frame::Split { head, payload } => self.take_split(head, payload.clone()),
+        };
+        debug_assert_eq!(taken, Some(true), "a lane has no limit, and its frames have heads");
+    }
+
+    /// Appends a frame whose payload stays where it is.
+    pub(super) fn take_split(&mut self, head: &[u8], payload: Bytes) -> Option<bool> {
+        if let Ok(head) = <&[u8; 5]>::try_from(head) {
+            return Some(self.appender.append_bytes(head, payload).is_ok());
+        }
+        let head = <&[u8; 21]>::try_from(head).ok()?;
+        Some(self.appender.append_bytes(head, payload).is_ok())
+    }
+
+    /// Appends whole frames by reference.
+    pub(super) fn take_frames(&mut self, frames: Bytes, messages: u32) {
+        let taken = self.appender.append_frames(frames, messages);
+        debug_assert!(taken.is_ok(), "a lane has no limit");
+    }
+
+    /// Appends a frame that was sent by identity.
+    pub(super) fn take_directed(&mut self, frame: Frame<'_>, after: Cursor) {
+        let start = self.appender.position();
+        self.take(frame);
+        let end = Cursor::boundary(self.appender.position(), self.appender.messages());
+        match self.directed.back_mut() {
+            Some(last) if last.end.position() == start && last.after == after => last.end = end,
+            _ => self.directed.push_back(Directed { after, start, end }),
+        }
+    }
+
+    /// PUBLISH: the place in the socket's log after which the next record goes out.
+    pub(super) fn next_after(&self) -> Option<Cursor> {
+        self.directed.front().map(|directed| directed.after)
+    }
+
+    /// PUBLISH: how far the records go that are due at `reached`; the front one must be.
+    pub(super) fn due_end(&self, reached: Cursor) -> Cursor {
+        let due = self.directed.iter().take_while(|d| d.after.position() <= reached.position());
+        due.last().map_or(self.cursor, |directed| directed.end)
+    }
+
+    /// The link has sent up to `to`; answers with the bytes by identity among that.
+    pub(super) fn advance(&mut self, to: Cursor) -> u64 {
+        self.reader.advance(self.cursor, to);
+        self.cursor = to;
+        let mut bytes = 0;
+        while let Some(front) = self.directed.front_mut() {
+            let sent = to.frame().min(front.end.position()).saturating_sub(front.start);
+            bytes += sent;
+            front.start += sent;
+            if front.start < front.end.position() {
+                break;
+            }
+            self.directed.pop_front();
+        }
+        bytes
+    }
+
+    /// Everything that has not wholly gone out, with whether it was sent by identity.
+    pub(super) fn visit_unsent(mut self, mut visit: impl FnMut(Frame<'_>, bool)) {
+        let directed = self.directed;
+        let mut position = self.cursor.frame();
+        self.reader.frames(self.cursor.frame_start(), |frame| {
+            let start = position;
+            position += super::outlet::frame_len(&frame) as u64;
+            visit(frame, directed.iter().any(|d| d.start <= start && start < d.end.position()));
+            true
+        });
+    }
+
+    /// Whether the frame at this position was sent by identity.
+    pub(super) fn is_directed(&self, position: u64) -> bool {
+        self.directed.iter().any(|d| d.start <= position && position < d.end.position())
+    }
+}

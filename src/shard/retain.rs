@@ -1,0 +1,209 @@
+//! AT_LEAST_ONCE, the sender's part: what went out on a link is kept until its ACK comes back on that link, sent again when it does not,
+//! and handed on when the link dies. Kept frames are slices of the memory that they were sent from, so that nothing is copied; that
+//! memory counts against the socket's log as long as they are kept, which is what bounds them.
+
+use bytes::Bytes;
+
+use super::lane::Lane;
+use super::link::Link;
+use super::shared::report;
+use super::{Event, LinkKey, Shard, ShardSocket, Timer};
+use crate::log::Frame;
+use crate::protocol::{self, Deframer, MsgId, Overdue, Pending, PendingConfig, Waiting};
+use crate::shard::config::SocketConfig;
+use crate::shard::mail::Parked;
+use crate::shard::stats::Counters;
+
+/// What one link has sent and not seen acknowledged.
+pub(super) struct Retained {
+    pending: Pending<Kept>,
+    /// Finds the frames in what was sent, however sends cut them.
+    deframer: Deframer,
+    /// For what the link's timer is set.
+    timed_ns: u64,
+}
+
+/// A frame that wants an ACK.
+struct Kept {
+    frame: Bytes,
+    /// It is for this peer only.
+    directed: bool,
+}
+
+/// More messages than any lane's bytes hold; the lane's limit comes first.
+const PENDING_MAX: usize = 1 << 20;
+
+impl Retained {
+    pub(super) fn new(config: &SocketConfig) -> Retained {
+        Retained {
+            pending: Pending::new(PendingConfig {
+                resend_ns: config.resend_ns,
+                attempts_max: config.attempts_max,
+                capacity: PENDING_MAX,
+            }),
+            deframer: Deframer::new(u32::MAX),
+            timed_ns: u64::MAX,
+        }
+    }
+
+    /// `slices` of the lane, beginning at `position` of it, have gone to the kernel. Answers with the bytes kept.
+    pub(super) fn keep(&mut self, slices: &[Bytes], lane: &Lane, mut position: u64, now_ns: u64) -> usize {
+        let mut kept = 0;
+        for slice in slices {
+            // What we wrote ourselves has no frame that is too long.
+            let Ok(scan) = self.deframer.feed(slice, |_| {}) else { continue };
+            let whole = scan.assembled.iter().map(|frame| (frame.clone(), 0)).collect::<Vec<_>>();
+            let first_end = position + scan.run.start as u64;
+            for (frame, _) in whole {
+                let start = first_end - frame.len() as u64;
+                kept += self.keep_frame(frame, lane.is_directed(start), now_ns);
+            }
+            let run = slice.slice(scan.run.clone());
+            let mut at = 0;
+            while at < run.len() {
+                let start = at;
+                let Some(message) = protocol::next_message(&run, &mut at) else { break };
+                let frame = run.slice(start..message.payload.end);
+                kept += self.keep_frame(frame, lane.is_directed(first_end + start as u64), now_ns);
+            }
+            position += slice.len() as u64;
+        }
+        kept
+    }
+
+    fn keep_frame(&mut self, frame: Bytes, directed: bool, now_ns: u64) -> usize {
+        let Some((Some(msg_id), _)) = protocol::payload_of(&frame) else { return 0 };
+        let bytes = frame.len();
+        let waiting = Waiting { msg_id, attempts: 1, message: Kept { frame, directed } };
+        // An id that waits already is a resend's.
+        if self.pending.insert(waiting, now_ns).is_ok() { bytes } else { 0 }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    pub(super) fn pause(&mut self, now_ns: u64) {
+        self.pending.pause(now_ns);
+    }
+
+    pub(super) fn resume(&mut self, now_ns: u64) {
+        self.pending.resume(now_ns);
+    }
+}
+
+impl Shard {
+    /// ACKs have come on a link.
+    pub(super) fn acknowledged(&mut self, key: LinkKey, ids: &[MsgId]) {
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let (id, Some(retained), Some(lane)) = (link.socket, &mut link.retained, &mut link.lane) else { return };
+        let mut known = 0;
+        let mut directed = 0;
+        for msg_id in ids {
+            if let Some(kept) = retained.pending.acknowledge(msg_id) {
+                known += 1;
+                lane.unacknowledged -= kept.frame.len();
+                directed += if kept.directed { kept.frame.len() } else { 0 };
+            }
+        }
+        link.queued_sub(directed);
+        if let Some(socket) = self.socket(id) {
+            Counters::add(&socket.shared.counters.acknowledged, known);
+            socket.released = true;
+        }
+        self.touch(id);
+        self.distribute(id);
+    }
+
+    /// Sets the link's resend timer if the next one is earlier than what it is set for.
+    pub(super) fn time_resend(&mut self, key: LinkKey) {
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let Some(retained) = &mut link.retained else { return };
+        let due_ns = retained.pending.deadline_ns();
+        if due_ns < retained.timed_ns {
+            retained.timed_ns = due_ns;
+            self.timers.set(due_ns, Timer::Resend(key));
+        }
+    }
+
+    /// Messages whose ACK is overdue go out again under the same id, or expire.
+    pub(super) fn resend_due(&mut self, key: LinkKey) {
+        let now_ns = self.now_ns;
+        let Some(link) = self.links.get_mut(key.slot as usize).filter(|link| link.generation == key.generation) else {
+            return;
+        };
+        if !link.is_live() {
+            return;
+        }
+        let (id, identity) = (link.socket, link.identity);
+        let (mut resent, mut expired, mut directed_bytes) = (0, 0, 0);
+        if let (Some(retained), Some(lane)) = (&mut link.retained, &mut link.lane) {
+            retained.timed_ns = u64::MAX;
+            // Bounded by what waits: a message that is sent again is due later.
+            while let Some(overdue) = retained.pending.poll(now_ns) {
+                match overdue {
+                    Overdue::Resend(_, kept) => {
+                        resent += 1;
+                        lane.take(Frame::Whole(&kept.frame));
+                    }
+                    Overdue::Expired(Waiting { message: kept, .. }) => {
+                        expired += 1;
+                        lane.unacknowledged -= kept.frame.len();
+                        directed_bytes += if kept.directed { kept.frame.len() } else { 0 };
+                    }
+                }
+            }
+        }
+        link.queued_sub(directed_bytes);
+        if let Some(socket) = self.socket(id) {
+            Counters::add(&socket.shared.counters.resent, resent);
+            if expired > 0 {
+                Counters::add(&socket.shared.counters.expired, expired);
+                report(&socket.shared, Event::Expired { identity: Some(identity), messages: expired });
+            }
+            socket.released = true;
+        }
+        self.touch(id);
+        self.time_resend(key);
+        self.distribute(id);
+        self.pump(key);
+    }
+}
+
+/// A dead link's messages: what waited for an ACK and what had not gone out. What was for anybody goes back to the hub, what was for
+/// this peer waits for its return, or, without a promise, is lost. Answers with how many are lost.
+pub(super) fn hand_on(socket: &mut ShardSocket, link: &mut Link, expires_ns: u64) -> u64 {
+    let mut back = Lane::open();
+    let mut park = Vec::new();
+    let keep = link.retained.is_some();
+    if let Some(retained) = &mut link.retained {
+        for waiting in retained.pending.drain() {
+            match waiting.message {
+                Kept { frame, directed: true } => park.push(frame),
+                Kept { frame, directed: false } => back.take_frames(frame, 1),
+            }
+        }
+    }
+    let mut lost = 0;
+    let mut lost_bytes = 0;
+    if let Some(lane) = link.lane.take() {
+        lane.visit_unsent(|frame, directed| match (directed, keep) {
+            (false, _) => back.take(frame),
+            (true, true) => park.push(crate::shard::mail::whole(frame)),
+            (true, false) => {
+                lost += 1;
+                lost_bytes += super::outlet::frame_len(&frame);
+            }
+        });
+    }
+    link.queued_sub(lost_bytes);
+    if !park.is_empty() {
+        let parked: &mut Parked = socket.parked.entry(link.identity).or_default();
+        parked.expires_ns = expires_ns;
+        parked.frames.extend(park);
+    }
+    if let Some(hub) = &mut socket.hub {
+        hub.take_back(back);
+    }
+    lost
+}
