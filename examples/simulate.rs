@@ -45,7 +45,9 @@ mod simulate {
                 "--seed" => options.seed = Some(number()?),
                 "--from" => options.from = number()?,
                 "--seeds" => options.seeds = number()?,
-                "--minutes" => options.minutes = Some(value.parse().map_err(|error| format!("{name} {value}: {error}"))?),
+                "--minutes" => {
+                    options.minutes = Some(value.parse().map_err(|error| format!("{name} {value}: {error}"))?)
+                }
                 _ => return Err(format!("unknown option {name}")),
             }
         }
@@ -86,7 +88,11 @@ mod simulate {
             if over || report.failed.len() >= FAILURES_MAX {
                 break;
             }
+            let started = Instant::now();
             let outcome = simulation::run(seed, false);
+            if started.elapsed() > Duration::from_secs(1) {
+                println!("took {:.1} s: {outcome}", started.elapsed().as_secs_f64());
+            }
             if outcome.violation.is_some() {
                 println!("{outcome}");
             }

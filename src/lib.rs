@@ -27,14 +27,15 @@ pub mod simulation;
 mod socket;
 mod transport;
 
-pub use backend::{Address, Choice as Backend, Kind as BackendKind};
+pub use backend::{Address, Choice as Backend, Kind as BackendKind, SocketOptions};
 pub use engine::{Engine, EngineBuilder, EngineError, EngineInfo};
 pub use protocol::{Identity, IdentityError};
 pub use shard::{
-    AckMode, DeliveryGuarantee, DisconnectReason, DropCause, Event, RejectReason, SendMode, SocketId, Stats, UnknownName,
+    AckMode, DeliveryGuarantee, DisconnectReason, DropCause, Event, RejectReason, SendMode, ShardStats, SocketId,
+    Stats, UnknownName,
 };
 pub use socket::{
     Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Events, IdentityMessages,
-    Messages, Payload, Payloads, Received, RecvError, SendError, Socket, SocketBuilder, Søcket, TryRecvError, TrySendError,
-    WaitError, blocking, inline,
+    Messages, Payload, Payloads, Received, RecvError, SendError, Socket, SocketBuilder, Søcket, TryRecvError,
+    TrySendError, WaitError, blocking, inline,
 };

@@ -135,7 +135,10 @@ fn the_scan_sees_what_it_should() {
     assert_eq!(named_from_root("use crate::log::Appender;"), ["log"]);
     assert_eq!(named_from_root("use crate::{queue::{A, B}, backend::{self}, Socket};"), ["queue", "backend", "Socket"]);
     assert_eq!(named_from_root("let x = crate::shard::turn(crate::engine::y);"), ["shard", "engine"]);
-    assert_eq!(without_comment(&without_strings(r#"let a = "crate::log"; // crate::queue"#)).trim_end(), r#"let a = "";"#);
+    assert_eq!(
+        without_comment(&without_strings(r#"let a = "crate::log"; // crate::queue"#)).trim_end(),
+        r#"let a = "";"#
+    );
     assert!(words("unsafe_code, not_unsafe").all(|word| word != "unsafe"));
     assert!(words("unsafe{x}").any(|word| word == "unsafe"));
 }

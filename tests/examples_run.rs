@@ -133,13 +133,16 @@ fn conformance_agent_refuses_what_is_not_there() {
 #[test]
 fn benchmark_peer_in_every_role() {
     watched("peer", || {
-        for switches in [&["--x", "inline"][..], &["--x", "sharded"], &["--x", "inline", "--x", "batch", "--x", "publish"]] {
+        for switches in
+            [&["--x", "inline"][..], &["--x", "sharded"], &["--x", "inline", "--x", "batch", "--x", "publish"]]
+        {
             for pattern in [&["--pattern", "push"][..], &["--pattern", "pub", "--subs", "3"]] {
                 let port = free_port().to_string();
                 let args = [&["--port", &port, "--count", "5000"], pattern, switches].concat();
                 let receiver = start("peer", &[&["sub"], &args[..]].concat());
                 let sender = start("peer", &[&["pub"], &args[..]].concat());
-                let received: serde_json::Value = serde_json::from_str(&finish("sub", receiver)).expect("a line of JSON");
+                let received: serde_json::Value =
+                    serde_json::from_str(&finish("sub", receiver)).expect("a line of JSON");
                 let sent: serde_json::Value = serde_json::from_str(&finish("pub", sender)).expect("a line of JSON");
                 assert_eq!((&received["lost"], &received["disorder"]), (&0.into(), &0.into()), "{received}");
                 assert_eq!(sent["side"], "tx");

@@ -8,7 +8,13 @@ use super::usage::{leave, rss_kb, threads};
 
 /// Waits (by `pass`, which lets that much time go by) until all connections are there and
 /// things have settled, prints the line of the role, and stays for `stay`.
-pub(crate) fn report(options: &Options, side: &str, before_kb: u64, stay: Duration, mut pass: impl FnMut(Duration)) -> ! {
+pub(crate) fn report(
+    options: &Options,
+    side: &str,
+    before_kb: u64,
+    stay: Duration,
+    mut pass: impl FnMut(Duration),
+) -> ! {
     let until = Instant::now() + Duration::from_secs(60);
     while established(options.port) < options.subs as u64 && Instant::now() < until {
         pass(Duration::from_millis(100));

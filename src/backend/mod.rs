@@ -37,7 +37,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 
 pub use address::Address;
-pub(crate) use open::{Selected, open, probe};
+pub(crate) use open::open;
 pub(crate) use options::{BackendOptions, PoolOptions};
 pub use options::{Choice, Kind, SocketOptions};
 pub(crate) use pool::Lease;

@@ -12,18 +12,32 @@ use super::options::SocketOptions;
 
 /// A connection between two backends: detached from one, not yet attached to the other. Dropping it closes it.
 #[derive(Debug)]
-pub(crate) struct Stream {
-    pub(super) socket: Socket,
-    pub(super) nonblocking: bool,
+pub(crate) enum Stream {
+    /// A socket of the operating system.
+    System {
+        /// The socket.
+        socket: Socket,
+        /// The mode that it is in.
+        nonblocking: bool,
+    },
+    /// An end of the simulated network.
+    #[cfg(any(test, feature = "simulation"))]
+    Simulated(super::sim::SimStream),
 }
 
 impl Stream {
     /// The socket in the mode that the driver needs.
-    pub(super) fn into_socket(self, nonblocking: bool) -> io::Result<Socket> {
-        if self.nonblocking != nonblocking {
-            self.socket.set_nonblocking(nonblocking)?;
+    pub(super) fn into_socket(self, wanted: bool) -> io::Result<Socket> {
+        match self {
+            Stream::System { socket, nonblocking } => {
+                if nonblocking != wanted {
+                    socket.set_nonblocking(wanted)?;
+                }
+                Ok(socket)
+            }
+            #[cfg(any(test, feature = "simulation"))]
+            Stream::Simulated(_) => Err(io::ErrorKind::Unsupported.into()),
         }
-        Ok(self.socket)
     }
 }
 

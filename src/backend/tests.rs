@@ -629,7 +629,8 @@ fn connections_move_between_backends() {
         assert!(rig.backend.detach(far).is_none());
         each(|other| {
             // To every driver in turn, by way of a duplicate.
-            let stream = Stream { socket: stream.socket.try_clone().unwrap(), nonblocking: stream.nonblocking };
+            let Stream::System { socket, nonblocking } = &stream else { panic!("a real one") };
+            let stream = Stream::System { socket: socket.try_clone().unwrap(), nonblocking: *nonblocking };
             stream.socket.set_nonblocking(stream.nonblocking).unwrap();
             let conn = other.backend.attach(stream).unwrap();
             let token = other.token();
@@ -799,7 +800,7 @@ fn flow(options: BackendOptions) -> (f64, Counters, Counters) {
     });
     let mut rig = Rig { backend: open(&options).unwrap().backend, last_token: 0, inbox: Vec::new() };
     let socket = socket2::Socket::from(listener.accept().unwrap().0);
-    let conn = rig.backend.attach(Stream { socket, nonblocking: false }).unwrap();
+    let conn = rig.backend.attach(Stream::System { socket, nonblocking: false }).unwrap();
     let recv = rig.recv(conn);
     let (mut got, started) = (0, Instant::now());
     'run: loop {

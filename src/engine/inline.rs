@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{EngineError, EngineInfo, EngineOptions, OpenError};
 use crate::backend;
 use crate::protocol::{Identity, Rng};
-use crate::shard::{Command, Outlet, Port, Shard, SocketConfig, SocketId, SocketIds, SocketShared, Turn};
+use crate::shard::{Command, Outlet, Port, Shard, ShardStats, SocketConfig, SocketId, SocketIds, SocketShared, Turn};
 
 /// See the module's documentation. Clones share the shard.
 #[derive(Clone)]
@@ -27,19 +27,20 @@ impl InlineEngine {
     pub(super) fn open(options: EngineOptions) -> Result<InlineEngine, EngineError> {
         let selected = backend::open(&options.backend).map_err(EngineError::Backend)?;
         let ports: Arc<[Arc<Port>]> = Arc::new([Arc::new(Port::new(16, options.sockets_max))]);
-        let info =
-            EngineInfo { backend: selected.backend.kind(), reason: selected.reason, shards: 0, inline: true };
+        let info = EngineInfo { backend: selected.backend.kind(), reason: selected.reason, shards: 0, inline: true };
         info.log();
         let seed = Rng::from_system().next_u64();
         let shard = RefCell::new(Shard::new(selected.backend, ports.clone(), 0, seed));
         let ids = Arc::new(SocketIds::new(options.sockets_max));
-        Ok(InlineEngine {
-            inner: Rc::new(Inner { shard, ports, ids, info, spin_ns: options.spin_ns }),
-        })
+        Ok(InlineEngine { inner: Rc::new(Inner { shard, ports, ids, info, spin_ns: options.spin_ns }) })
     }
 
     pub(crate) fn info(&self) -> &EngineInfo {
         &self.inner.info
+    }
+
+    pub(crate) fn stats(&self) -> ShardStats {
+        self.inner.ports[0].counts.snapshot()
     }
 
     pub(crate) fn open_socket(

@@ -10,10 +10,10 @@ use std::sync::{Arc, OnceLock};
 
 use crate::log::{self, LogOptions};
 use crate::protocol::{Identity, MsgIds, Rng};
-use crate::shard::{Command, DeliveryGuarantee, KIB, Outlet, Port, SocketConfig, SocketIds, SocketShared};
+use crate::shard::{Command, DeliveryGuarantee, KIB, Outlet, Port, ShardStats, SocketConfig, SocketIds, SocketShared};
 
-pub use options::{EngineBuilder, EngineError, EngineInfo};
 pub(crate) use options::EngineOptions;
+pub use options::{EngineBuilder, EngineError, EngineInfo};
 
 /// Payloads of at least this many bytes that come as [`Bytes`](bytes::Bytes) are kept by reference.
 const SHARE_FROM_BYTES: usize = 16 * KIB;
@@ -71,6 +71,11 @@ impl Engine {
         &self.inner.info
     }
 
+    /// What each shard has done since the start.
+    pub fn stats(&self) -> Vec<ShardStats> {
+        self.inner.ports.iter().map(|port| port.counts.snapshot()).collect()
+    }
+
     pub(super) fn start(options: EngineOptions) -> Result<Engine, EngineError> {
         let ports: Arc<[Arc<Port>]> =
             (0..options.shards).map(|_| Arc::new(Port::new(COMMANDS_MAX, options.sockets_max))).collect();
@@ -97,12 +102,17 @@ impl Engine {
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn over(ports: Arc<[Arc<Port>]>, sockets_max: usize) -> Engine {
         let shards = ports.len();
-        let info = EngineInfo { backend: crate::backend::Kind::Sim, reason: "simulated".to_owned(), shards, inline: false };
+        let info =
+            EngineInfo { backend: crate::backend::Kind::Sim, reason: "simulated".to_owned(), shards, inline: false };
         Engine { inner: Arc::new(Inner { ports, ids: Arc::new(SocketIds::new(sockets_max)), info }) }
     }
 
     /// Opens a socket on all shards.
-    pub(crate) fn open(&self, identity: Identity, config: SocketConfig) -> Result<(Arc<SocketShared>, Outlet), OpenError> {
+    pub(crate) fn open(
+        &self,
+        identity: Identity,
+        config: SocketConfig,
+    ) -> Result<(Arc<SocketShared>, Outlet), OpenError> {
         let ports = self.inner.ports.clone();
         let (shared, outlet, readers) = open(&self.inner.ids, ports.clone(), identity, config)?;
         for (port, (log, mail)) in ports.iter().zip(readers) {
@@ -128,13 +138,16 @@ pub(crate) enum OpenError {
     EngineStopped,
 }
 
+/// Each shard's view of a socket's log and of its own mail.
+type Readers = Vec<(log::Reader, log::Reader)>;
+
 /// What is the same for engines with threads and without.
 fn open(
     ids: &Arc<SocketIds>,
     ports: Arc<[Arc<Port>]>,
     identity: Identity,
     config: SocketConfig,
-) -> Result<(Arc<SocketShared>, Outlet, Vec<(log::Reader, log::Reader)>), OpenError> {
+) -> Result<(Arc<SocketShared>, Outlet, Readers), OpenError> {
     let taken = ids.take().map_err(OpenError::TooManySockets)?;
     let options = LogOptions {
         chunk_bytes: CHUNK_BYTES.min(config.log_bytes_max / 4),

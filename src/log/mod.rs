@@ -160,11 +160,13 @@ impl Handle {
     }
 
     /// The most that `bytes_held` can be.
+    #[cfg(test)]
     pub(crate) fn limit_bytes(&self) -> usize {
         self.shared.options.limit_bytes
     }
 
     /// The largest payload, bytes, that is sure to find room once everything before it was read and dropped.
+    #[cfg(test)]
     pub(crate) fn payload_bytes_max(&self) -> usize {
         let room = self.shared.options.limit_bytes - 2 * self.shared.options.chunk_bytes;
         // A frame's length is 32 bits and counts its type and id.
@@ -194,6 +196,7 @@ impl Handle {
     }
 
     /// Readers of the log.
+    #[cfg(test)]
     pub(crate) fn readers(&self) -> usize {
         self.shared.low.len()
     }

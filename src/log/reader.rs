@@ -70,6 +70,7 @@ impl Reader {
     }
 
     /// A new cursor at the live tail; what backlog there is, is given up.
+    #[cfg(test)]
     pub(crate) fn join_tail(&mut self) -> Cursor {
         self.join_from(false)
     }
@@ -109,6 +110,7 @@ impl Reader {
     ///
     /// It cuts only at the ends of chunks, at the published tail, and inside memory by reference that is larger than
     /// `max_bytes`. So the first slice can exceed `max_bytes`, by less than a chunk; later ones do not.
+    #[cfg(test)]
     pub(crate) fn gather(&mut self, from: Cursor, max_bytes: usize, max_slices: usize, out: &mut Vec<Bytes>) -> Cursor {
         self.gather_until(from, Cursor::END, max_bytes, max_slices, out)
     }
@@ -233,11 +235,13 @@ impl Reader {
     }
 
     /// Bytes from one cursor to a later one.
+    #[cfg(test)]
     pub(crate) fn bytes_between(&self, from: Cursor, to: Cursor) -> u64 {
         to.pos.saturating_sub(from.pos)
     }
 
     /// Frames that end between one cursor and a later one.
+    #[cfg(test)]
     pub(crate) fn messages_between(&self, from: Cursor, to: Cursor) -> u64 {
         to.seq.saturating_sub(from.seq)
     }

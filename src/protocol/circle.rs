@@ -58,6 +58,7 @@ impl<K: Copy + Eq> Circle<K> {
     }
 
     /// How many members there are.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.members.len()
     }
@@ -77,6 +78,7 @@ impl<K: Copy + Eq> Circle<K> {
     }
 
     /// The members, in order of their turns from some place on.
+    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = K> + '_ {
         self.members.iter().copied()
     }

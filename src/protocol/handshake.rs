@@ -48,6 +48,7 @@ impl Handshake {
     }
 
     /// Which end this is.
+    #[cfg(test)]
     pub(crate) fn role(&self) -> Role {
         self.role
     }

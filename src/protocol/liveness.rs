@@ -129,11 +129,13 @@ impl Liveness {
     }
 
     /// Whether the peer has been silent for longer than its heartbeats allow, and was not heard since.
+    #[cfg(test)]
     pub(crate) fn is_suspect(&self) -> bool {
         self.suspect
     }
 
     /// Whether this end has stopped reading.
+    #[cfg(test)]
     pub(crate) fn is_paused(&self) -> bool {
         self.paused_ns.is_some()
     }

@@ -119,6 +119,7 @@ impl<E> ReceiveQueue<E> {
     }
 
     /// Entries that wait.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }

@@ -6,10 +6,10 @@ use event_listener::{Event, EventListener};
 
 use crate::backend::{Address, SocketOptions};
 use crate::log;
+use crate::shard::EndKey;
 use crate::shard::SocketShared;
 use crate::shard::adopt::Moving;
 use crate::shard::shared::SocketId;
-use crate::shard::EndKey;
 
 /// A place to bind or connect to: an address, or a name that is resolved when it is needed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -47,8 +47,11 @@ impl Shard {
         let generation = self.generation();
         let Some(socket) = self.socket(id).filter(|socket| socket.closing.is_none()) else { return };
         let config = &socket.shared.config;
-        let backoff =
-            Backoff::new(BackoffConfig { min_ns: config.reconnect_min_ns, max_ns: config.reconnect_max_ns, ..Default::default() });
+        let backoff = Backoff::new(BackoffConfig {
+            min_ns: config.reconnect_min_ns,
+            max_ns: config.reconnect_max_ns,
+            ..Default::default()
+        });
         let slot = self.dialers.insert(Dialer {
             generation,
             socket: id,

@@ -160,7 +160,9 @@ impl fmt::Display for Event {
             }
             Self::Rejected { address, reason } => write!(f, "rejected {address}: {reason}"),
             Self::Dropped { identity, messages, .. } => write!(f, "dropped {messages} messages for {identity}"),
-            Self::Expired { identity: Some(identity), messages } => write!(f, "{messages} messages for {identity} expired"),
+            Self::Expired { identity: Some(identity), messages } => {
+                write!(f, "{messages} messages for {identity} expired")
+            }
             Self::Expired { identity: None, messages } => write!(f, "{messages} messages expired"),
             Self::Reconnecting { endpoint, attempt, delay, error } => {
                 write!(f, "reconnecting to {endpoint} in {delay:?} after {attempt} attempts: {error}")

@@ -167,7 +167,8 @@ fn deal(
             let link = links.get(key.slot as usize);
             link.is_some_and(|link| link.lane.as_ref().is_some_and(|lane| lane.has_room()))
         });
-        let Some((key, lane)) = next.and_then(|key| Some((key, links.get_mut(key.slot as usize)?.lane.as_mut()?))) else {
+        let Some((key, lane)) = next.and_then(|key| Some((key, links.get_mut(key.slot as usize)?.lane.as_mut()?)))
+        else {
             return false;
         };
         position += frame_len(&frame) as u64;

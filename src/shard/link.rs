@@ -17,8 +17,8 @@ use bytes::{Bytes, BytesMut};
 use super::lane::Lane;
 use super::retain::{Retained, hand_on};
 use super::shared::report;
-use super::{EndKey, LinkKey, Op, Shard, ShardSocket, SocketId, Timer, token};
 use super::{DeliveryGuarantee, DisconnectReason, DropCause, Event, RejectReason, SocketConfig};
+use super::{EndKey, LinkKey, Op, Shard, ShardSocket, SocketId, Timer, token};
 use crate::backend::{Address, Handle, ReadBuf};
 use crate::log::Cursor;
 use crate::protocol::{self, Deframer, Due, Handshake, Identity, Liveness, LivenessConfig, Role};
@@ -36,7 +36,10 @@ pub(super) const DRAIN_NS: u64 = 1_000_000_000;
 pub(super) enum Origin {
     Listener,
     /// A dialer of that shard.
-    Dialer { shard: u32, dialer: EndKey },
+    Dialer {
+        shard: u32,
+        dialer: EndKey,
+    },
 }
 
 /// Where in its life a link is.
@@ -221,9 +224,14 @@ impl Shard {
             return;
         };
         let bytes = match &result {
-            Ok(bytes) if bytes.is_empty() => return self.refuse(key, RejectReason::Handshake("closed before its HELLO was complete".into()), false),
+            Ok(bytes) if bytes.is_empty() => {
+                let reason = RejectReason::Handshake(handshake.handle_end().to_string());
+                return self.refuse(key, reason, false);
+            }
             Ok(bytes) => bytes,
-            Err(error) => return self.refuse(key, RejectReason::Handshake(format!("failed before its HELLO: {error}")), false),
+            Err(error) => {
+                return self.refuse(key, RejectReason::Handshake(format!("failed before its HELLO: {error}")), false);
+            }
         };
         if !*sniffed {
             *sniffed = true;
@@ -331,7 +339,9 @@ impl Shard {
         let now_ns = self.now_ns;
         let Some(link) = self.link(key) else { return };
         match &link.state {
-            State::Shaking { deadline_ns, .. } if *deadline_ns <= now_ns => self.refuse(key, RejectReason::TooSlow, false),
+            State::Shaking { deadline_ns, .. } if *deadline_ns <= now_ns => {
+                self.refuse(key, RejectReason::TooSlow, false)
+            }
             State::Held { until_ns } if *until_ns <= now_ns => {
                 let (id, address, identity, origin) = (link.socket, link.address.clone(), link.identity, link.origin);
                 let Some(socket) = self.socket(id) else { return };

@@ -17,7 +17,10 @@ pub(super) struct Listener {
 
 enum State {
     /// The name to bind to is being resolved.
-    Resolving { options: SocketOptions, reply: Reply<std::io::Result<Address>> },
+    Resolving {
+        options: SocketOptions,
+        reply: Reply<std::io::Result<Address>>,
+    },
     Accepting(Handle),
     Resting(Handle),
     Closing,
@@ -54,11 +57,14 @@ impl Shard {
         let Listener { socket, state, .. } = self.listeners.remove(key.slot as usize);
         let State::Resolving { options, reply } = state else { return };
         let answer = result.and_then(|addresses| {
-            let none = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
-            addresses.into_iter().fold(Err(none), |bound, address| match bound {
-                Ok(bound) => Ok(bound),
-                Err(_) => self.listen(socket, &Address::Ip(address), &options),
-            })
+            let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+            for address in addresses {
+                match self.listen(socket, &Address::Ip(address), &options) {
+                    Ok(bound) => return Ok(bound),
+                    Err(error) => last = error,
+                }
+            }
+            Err(last)
         });
         reply.answer(answer);
     }

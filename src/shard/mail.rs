@@ -70,7 +70,8 @@ impl Shard {
                 return false;
             }
             let bytes = frame_len(&letter.frame);
-            let link = by_identity.get(&letter.identity).and_then(|key| Some((*key, links.get_mut(key.slot as usize)?)));
+            let link =
+                by_identity.get(&letter.identity).and_then(|key| Some((*key, links.get_mut(key.slot as usize)?)));
             match link {
                 Some((key, link)) => {
                     let after = if hub.is_some() { Cursor::default() } else { letter.after };

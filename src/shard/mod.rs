@@ -48,8 +48,8 @@ pub use event::{DisconnectReason, DropCause, Event, RejectReason};
 pub(crate) use inbound::{Ack, Inbound, Message, Walker};
 pub(crate) use outlet::Outlet;
 pub use shared::SocketId;
-pub(crate) use shared::{Phase, Port, SocketIds, SocketShared};
-pub use stats::Stats;
+pub(crate) use shared::{Ended, Phase, Port, SocketIds, SocketShared};
+pub use stats::{ShardStats, Stats};
 
 use close::Closing;
 use dialer::Dialer;
@@ -104,16 +104,8 @@ enum Op {
     ResolveBind,
 }
 
-const OPS: [Op; 8] = [
-    Op::LinkRead,
-    Op::LinkRecv,
-    Op::LinkFill,
-    Op::LinkSend,
-    Op::Accept,
-    Op::Connect,
-    Op::Resolve,
-    Op::ResolveBind,
-];
+const OPS: [Op; 8] =
+    [Op::LinkRead, Op::LinkRecv, Op::LinkFill, Op::LinkSend, Op::Accept, Op::Connect, Op::Resolve, Op::ResolveBind];
 const SLOT_BITS: u32 = 28;
 
 fn token(op: Op, slot: u32, generation: u32) -> Token {
@@ -212,8 +204,6 @@ const INTAKE_MAX: usize = 1024;
 /// Message ids remembered of each peer, and of how many peers at most: what recognises a resend.
 const SEEN_IDS: usize = 4096;
 const SEEN_PEERS_MAX: usize = 4096;
-/// A turn later than this means that the process was stopped: what the peers sent meanwhile has not been read yet.
-const GAP_NS: u64 = 1_000_000_000;
 
 impl Shard {
     pub(crate) fn new(backend: Box<dyn Backend>, ports: Arc<[Arc<Port>]>, index: u32, seed: u64) -> Shard {
@@ -266,7 +256,6 @@ impl Shard {
         let result = self.backend.turn(deadline_ns, &mut completions);
         self.port().doorbell().awake();
 
-        let before_ns = self.now_ns;
         self.now_ns = self.backend.now_ns();
         work += completions.len();
         for completion in completions.drain(..) {
@@ -275,11 +264,9 @@ impl Shard {
         self.completions = completions;
         result?;
 
-        if self.now_ns.saturating_sub(before_ns.max(deadline_ns.min(self.now_ns))) > GAP_NS && deadline_ns != u64::MAX {
-            self.forgive_gap();
-        }
         work += self.fire_timers();
         self.tell_applications();
+        self.port().counts.tell(deadline_ns != 0, self.backend.counters());
         Ok(if work > 0 { Turn::Busy } else { Turn::Idle })
     }
 
@@ -296,10 +283,6 @@ impl Shard {
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn waited(&mut self) {
         self.now_ns = self.backend.now_ns();
-    }
-
-    pub(crate) fn backend_counters(&self) -> crate::backend::Counters {
-        self.backend.counters()
     }
 
     /// Takes a command without the queue (inline).
@@ -332,7 +315,7 @@ impl Shard {
     fn pass_on(&mut self) -> usize {
         let mut passed = 0;
         while let Some((port, command)) = self.outgoing.pop_front() {
-            if let Err(command) = port.offer(command) {
+            if let Some(command) = port.offer(command) {
                 self.outgoing.push_front((port, command));
                 break;
             }
@@ -473,13 +456,6 @@ impl Shard {
             if socket.closing.is_some() {
                 self.check_closing(id);
             }
-        }
-    }
-
-    /// A gap in time of our own making is no silence of the peers.
-    fn forgive_gap(&mut self) {
-        for (_, link) in &mut self.links {
-            link.liveness.handle_gap(self.now_ns);
         }
     }
 

@@ -16,13 +16,13 @@ use crossbeam_utils::CachePadded;
 use crate::backend::Address;
 use crate::log;
 use crate::protocol::{IdHash, Identity, MsgId};
-use crate::shard::LinkKey;
 use crate::queue::{Commands, Doorbell, ReceiveQueue};
+use crate::shard::LinkKey;
 use crate::shard::command::Command;
 use crate::shard::config::{SendMode, SocketConfig};
-use crate::shard::event::{Event, EventQueue};
+use crate::shard::event::{DisconnectReason, Event, EventQueue};
 use crate::shard::inbound::Inbound;
-use crate::shard::stats::{Counters, Stats};
+use crate::shard::stats::{Counters, ShardCounters, Stats};
 
 /// Number of a socket within its engine; given again after the socket is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,11 +69,17 @@ impl Drop for TakenId {
     }
 }
 
+/// The shard has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ended;
+
 /// How other threads reach a shard.
 pub(crate) struct Port {
     commands: Commands<Command>,
     /// The shard has ended; nobody takes commands any more.
     ended: AtomicBool,
+    /// What its reactor has done, told once per turn.
+    pub(crate) counts: ShardCounters,
     /// Sockets with something new to send. A socket is in here at most once, so that it never overflows.
     pub(crate) dirty: ArrayQueue<SocketId>,
 }
@@ -83,6 +89,7 @@ impl Port {
         Port {
             commands: Commands::new(commands_max, Arc::new(Doorbell::new())),
             ended: AtomicBool::new(false),
+            counts: ShardCounters::default(),
             dirty: ArrayQueue::new(sockets_max),
         }
     }
@@ -107,20 +114,22 @@ impl Port {
         while self.commands.pop().is_some() {}
     }
 
-    /// Hands over a command if there is room, or if nobody takes it any more.
-    pub(super) fn offer(&self, command: Command) -> Result<(), Command> {
+    /// Hands over a command; gives it back if there is no room now. Where nobody takes it any more it is dropped.
+    pub(super) fn offer(&self, command: Command) -> Option<Command> {
         if self.ended.load(Ordering::Acquire) {
-            return Ok(());
+            return None;
         }
-        self.commands.push(command)
+        self.commands.push(command).err()
     }
 
     /// Hands over a command, yielding while the queue is full: commands are rare and a shard takes all of them in every turn.
-    /// Gives it back when the shard has ended.
-    pub(crate) fn command(&self, mut command: Command) -> Result<(), Command> {
+    ///
+    /// # Errors
+    /// When the shard has ended.
+    pub(crate) fn command(&self, mut command: Command) -> Result<(), Ended> {
         loop {
             if self.ended.load(Ordering::Acquire) {
-                return Err(command);
+                return Err(Ended);
             }
             match self.commands.push(command) {
                 Ok(()) => return Ok(()),
@@ -482,7 +491,7 @@ pub(crate) fn report(shared: &SocketShared, event: Event) {
         Event::Connected { .. } | Event::Recovered { .. } | Event::Reconnecting { .. } => {
             tracing::debug!(socket = %shared.identity, "{event}");
         }
-        Event::Disconnected { reason, .. } if *reason == super::DisconnectReason::ClosedHere => {
+        Event::Disconnected { reason: DisconnectReason::ClosedHere | DisconnectReason::ClosedByPeer, .. } => {
             tracing::debug!(socket = %shared.identity, "{event}");
         }
         _ => tracing::warn!(socket = %shared.identity, "{event}"),

@@ -1,7 +1,9 @@
-//! Counters of one socket: written by its shards with relaxed stores once per completion (never per message), read at any time
+//! Counters of sockets and shards. A socket's are written by its shards with relaxed stores once per completion (never per message), read at any time
 //! without a lock.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::backend;
 
 /// A snapshot of a socket's counters. Counts are since the socket was built.
 ///
@@ -90,6 +92,63 @@ impl Counters {
             receive_pauses: self.receive_pauses.load(Relaxed),
             send_waits: self.send_waits.load(Relaxed),
             ..Stats::default()
+        }
+    }
+}
+
+/// A snapshot of what one shard has done since its engine started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShardStats {
+    /// Passes of the reactor.
+    pub turns: u64,
+    /// Passes that waited for something to happen.
+    pub waits: u64,
+    /// System calls of the backend.
+    pub syscalls: u64,
+    /// Operations given to the backend.
+    pub submissions: u64,
+    /// What came back from it.
+    pub completions: u64,
+    /// Receives that found no free buffer.
+    pub buffers_exhausted: u64,
+    /// Times that the kernel had more completions than room for them.
+    pub overflows: u64,
+}
+
+/// The live counters of a shard. Written by its reactor alone.
+#[derive(Default)]
+pub(crate) struct ShardCounters {
+    turns: AtomicU64,
+    waits: AtomicU64,
+    syscalls: AtomicU64,
+    submissions: AtomicU64,
+    completions: AtomicU64,
+    buffers_exhausted: AtomicU64,
+    overflows: AtomicU64,
+}
+
+impl ShardCounters {
+    pub(crate) fn tell(&self, waited: bool, backend: backend::Counters) {
+        let add = |counter: &AtomicU64, n| counter.store(counter.load(Relaxed) + n, Relaxed);
+        add(&self.turns, 1);
+        add(&self.waits, u64::from(waited));
+        self.syscalls.store(backend.syscalls, Relaxed);
+        self.submissions.store(backend.submissions, Relaxed);
+        self.completions.store(backend.completions, Relaxed);
+        self.buffers_exhausted.store(backend.enobufs, Relaxed);
+        self.overflows.store(backend.cq_overflows, Relaxed);
+    }
+
+    pub(crate) fn snapshot(&self) -> ShardStats {
+        ShardStats {
+            turns: self.turns.load(Relaxed),
+            waits: self.waits.load(Relaxed),
+            syscalls: self.syscalls.load(Relaxed),
+            submissions: self.submissions.load(Relaxed),
+            completions: self.completions.load(Relaxed),
+            buffers_exhausted: self.buffers_exhausted.load(Relaxed),
+            overflows: self.overflows.load(Relaxed),
         }
     }
 }

@@ -39,7 +39,13 @@ fn order(journal: &Journal, receiver: Life, record: &Record) -> Verdict {
             continue;
         }
         if let Some(pair) = numbers.windows(2).find(|pair| pair[0] > pair[1]) {
-            return broken("I3", format!("{receiver:?} received {} before {} of {sender:?} ({:?}): {numbers:?}", pair[0], pair[1], from.mode));
+            return broken(
+                "I3",
+                format!(
+                    "{receiver:?} received {} before {} of {sender:?} ({:?}): {numbers:?}",
+                    pair[0], pair[1], from.mode
+                ),
+            );
         }
     }
     Ok(())
@@ -77,9 +83,13 @@ fn gaps_have_reasons(journal: &Journal, receiver: Life, record: &Record) -> Verd
             continue;
         }
         let gaps = numbers.windows(2).filter(|pair| pair[0] + 1 != pair[1]).count();
-        let ends = from.sessions.iter().filter(|session| session.peer == record.identity && session.to.is_some()).count();
+        let ends =
+            from.sessions.iter().filter(|session| session.peer == record.identity && session.to.is_some()).count();
         if gaps > ends {
-            return broken("I5", format!("{receiver:?} has {gaps} gaps in {sender:?}'s messages, with {ends} links ended"));
+            return broken(
+                "I5",
+                format!("{receiver:?} has {gaps} gaps in {sender:?}'s messages, with {ends} links ended"),
+            );
         }
     }
     Ok(())
@@ -92,7 +102,10 @@ fn blanks_were_sent(journal: &Journal, receiver: Life, record: &Record) -> Verdi
             let senders = journal.lives.iter().filter(|sender| sender.identity == *identity);
             let sent: u64 = senders.map(|sender| sender.blanks[len]).sum();
             if count > sent {
-                return broken("I2", format!("{receiver:?} received {count} messages of {len} bytes from {identity}, {sent} sent"));
+                return broken(
+                    "I2",
+                    format!("{receiver:?} received {count} messages of {len} bytes from {identity}, {sent} sent"),
+                );
             }
         }
     }
@@ -112,7 +125,10 @@ fn links_that_live_miss_nothing(journal: &Journal, sender: Life, record: &Record
         if got != sent {
             let has: BTreeSet<u32> = received.into_iter().flatten().copied().collect();
             let missing = (session.from..record.sent.len() as u32).find(|number| !has.contains(number));
-            return broken("I5", format!("{receiver:?} got {got} of {sent} messages of {sender:?}; the first missing is {missing:?}"));
+            return broken(
+                "I5",
+                format!("{receiver:?} got {got} of {sent} messages of {sender:?}; the first missing is {missing:?}"),
+            );
         }
     }
     Ok(())

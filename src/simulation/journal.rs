@@ -115,7 +115,10 @@ impl Journal {
             return broken(format!("{life:?} received a message of {sender:?} from {from}"));
         }
         if record.sent.get(number as usize) != Some(&(message.len() as u32)) {
-            return broken(format!("{life:?} received message {number} of {sender:?}, {} bytes, never sent", message.len()));
+            return broken(format!(
+                "{life:?} received message {number} of {sender:?}, {} bytes, never sent",
+                message.len()
+            ));
         }
         if payload(sender, number, message.len()) != message {
             return broken(format!("{life:?} received message {number} of {sender:?} altered"));
@@ -141,7 +144,10 @@ impl Journal {
         match record.sessions.iter_mut().find(|session| session.peer == peer && session.to.is_none()) {
             Some(session) => session.to = Some(to),
             None => {
-                return Err(Violation { invariant: "I8", text: format!("{life:?} lost {peer}, which it did not have") });
+                return Err(Violation {
+                    invariant: "I8",
+                    text: format!("{life:?} lost {peer}, which it did not have"),
+                });
             }
         }
         Ok(())

@@ -44,6 +44,8 @@ pub(super) struct Node {
     pub(super) shards: Vec<SimShard>,
     pub(super) engine: Option<Engine>,
     pub(super) sockets: Vec<Option<SimSocket>>,
+    /// Sockets that drain, with their places.
+    pub(super) closing: Vec<(usize, SimSocket)>,
     /// The identities that its sockets have.
     pub(super) identities: Vec<Identity>,
     /// When a process that is gone comes back.

@@ -114,7 +114,8 @@ impl World {
         self.heal();
         let until_ns = self.now_ns() + FOUND_NS;
         if !self.run_until(until_ns, World::is_connected)? {
-            return self.broken("I11", format!("not connected {} s after the heal: {}", FOUND_NS / S, self.unconnected()));
+            return self
+                .broken("I11", format!("not connected {} s after the heal: {}", FOUND_NS / S, self.unconnected()));
         }
         // What was begun is finished, and a last round in which nothing may be lost.
         let until_ns = self.now_ns() + DRAINED_NS;
@@ -210,9 +211,8 @@ impl World {
         let mut runnable = Vec::new();
         for (at, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.paused_until_ns <= now_ns) {
             for (shard_at, shard) in node.shards.iter().enumerate().filter(|(_, shard)| !shard.stopped) {
-                let ready = !shard.asleep
-                    || network.has_work(shard.seat)
-                    || network.waiting_until_ns(shard.seat) <= now_ns;
+                let ready =
+                    !shard.asleep || network.has_work(shard.seat) || network.waiting_until_ns(shard.seat) <= now_ns;
                 if ready {
                     runnable.push(Runnable::Shard(at, shard_at));
                 }
@@ -285,8 +285,10 @@ impl World {
         }
         let task = self.tasks.swap_remove(at);
         if task.kind == Kind::Close && !self.ending {
+            self.nodes[task.node].closing.clear();
             let sockets = 0..self.nodes[task.node].sockets.len();
-            for socket in sockets.filter(|socket| self.nodes[task.node].sockets[*socket].is_none()).collect::<Vec<_>>() {
+            for socket in sockets.filter(|socket| self.nodes[task.node].sockets[*socket].is_none()).collect::<Vec<_>>()
+            {
                 self.open(task.node, socket);
             }
         }
@@ -296,9 +298,10 @@ impl World {
     fn observe(&mut self, node: usize) -> Result<(), Violation> {
         let mut journal = self.common.journal.borrow_mut();
         let plans = &self.plans[node].sockets;
-        for (at, SimSocket { socket, life }) in
-            self.nodes[node].sockets.iter().enumerate().filter_map(|(at, socket)| Some((at, socket.as_ref()?)))
-        {
+        let node = &self.nodes[node];
+        let closing = node.closing.iter().map(|(at, socket)| (*at, socket));
+        let open = node.sockets.iter().enumerate().filter_map(|(at, socket)| Some((at, socket.as_ref()?)));
+        for (at, SimSocket { socket, life }) in open.chain(closing) {
             while let Some(event) = socket.try_event() {
                 if self.common.verbose {
                     eprintln!("{:>14} {life:?}: {event}", self.common.network.borrow().now_ns());
@@ -424,7 +427,13 @@ impl World {
         for socket in node.sockets.drain(..).flatten() {
             self.common.journal.borrow_mut().record(socket.life).over = true;
         }
+        node.closing.clear();
         node.engine = None;
+        // Nobody answers any more; without this, what waits in the queues would keep itself alive.
+        node.shards.iter_mut().for_each(|shard| {
+            shard.shard.abandon();
+            shard.stopped = true;
+        });
         node.returns_ns = Some(self.common.now_ns() + self.dice.pick(0, 10 * S));
     }
 
@@ -478,7 +487,9 @@ impl World {
 
     fn close_socket(&mut self, node: usize, socket: usize) {
         let Some(actor) = self.actor(node, socket) else { return };
-        self.nodes[node].sockets[socket] = None;
+        if let Some(closing) = self.nodes[node].sockets[socket].take() {
+            self.nodes[node].closing.push((socket, closing));
+        }
         self.common.journal.borrow_mut().record(actor.life).over = true;
         self.tasks.push(Task::new(node, Kind::Close, actor.close()));
     }
@@ -555,8 +566,10 @@ impl World {
             let (stats, record) = (socket.stats(), &journal.lives[life.0 as usize]);
             let circle = record.mode == crate::shard::SendMode::RoundRobin && stats.peers > 0;
             if circle && stats.messages_delivered != stats.messages_sent {
-                let text =
-                    format!("{life:?} sent {} in the circle, delivered {}", stats.messages_sent, stats.messages_delivered);
+                let text = format!(
+                    "{life:?} sent {} in the circle, delivered {}",
+                    stats.messages_sent, stats.messages_delivered
+                );
                 return self.broken("I10", text);
             }
             let sent = record.sent.len() as u64 + record.blanks.iter().sum::<u64>();
@@ -576,6 +589,7 @@ impl World {
             }
         }
         let until_ns = self.now_ns() + CLOSED_NS;
+        self.nodes.iter_mut().for_each(|node| node.closing.clear());
         if !self.run_until(until_ns, |world| world.tasks.is_empty())? {
             let left: Vec<String> = self.tasks.iter().map(|task| format!("{:?} of {}", task.kind, task.node)).collect();
             return self.broken("I15", format!("not closed after {} s: {}", CLOSED_NS / S, left.join(", ")));
@@ -586,7 +600,8 @@ impl World {
             return self.broken("I15", "an engine does not stop".to_owned());
         }
         let network = self.common.network.borrow();
-        for (at, shard) in self.nodes.iter().enumerate().flat_map(|(at, node)| node.shards.iter().map(move |s| (at, s))) {
+        for (at, shard) in self.nodes.iter().enumerate().flat_map(|(at, node)| node.shards.iter().map(move |s| (at, s)))
+        {
             let (open, lent) = (network.open_things(shard.seat), network.slabs_lent(shard.seat));
             if open > 0 || lent > 1 {
                 return self.broken("I15", format!("node {at} has left {open} descriptors open and {lent} slabs lent"));

@@ -7,8 +7,7 @@ use bytes::Bytes;
 
 use super::{
     Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Payload, Received, RecvError,
-    SendError,
-    SocketBuilder, TryRecvError, TrySendError, WaitError, bound, wait,
+    SendError, SocketBuilder, TryRecvError, TrySendError, WaitError, bound, wait,
 };
 use crate::backend::Address;
 use crate::protocol::Identity;
@@ -149,11 +148,7 @@ impl Socket {
     ///
     /// # Errors
     /// When there is no room, with the message; or as [`send_to`](Self::send_to).
-    pub fn try_send_to<'a>(
-        &self,
-        identity: Identity,
-        message: impl Into<Payload<'a>>,
-    ) -> Result<(), TrySendError<'a>> {
+    pub fn try_send_to<'a>(&self, identity: Identity, message: impl Into<Payload<'a>>) -> Result<(), TrySendError<'a>> {
         self.socket.try_send_to(identity, message)
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::error::BuildError;
 use super::{Socket, blocking, inline};
+use crate::backend::SocketOptions;
 use crate::engine::Engine;
 use crate::protocol::Identity;
 use crate::shard::{AckMode, DeliveryGuarantee, KIB, MIB, SendMode, SocketConfig, nanos};
@@ -137,6 +138,12 @@ impl SocketBuilder {
         self
     }
 
+    /// Options of the connections, all at once: see [`SocketOptions`]. The two buffer sizes have methods of their own.
+    pub fn socket_options(mut self, options: SocketOptions) -> Self {
+        self.config.options = options;
+        self
+    }
+
     /// The kernel's send buffer of each connection, in bytes. By default the system sizes it (Linux: up to `net.ipv4.tcp_wmem`'s
     /// maximum, often 4 MiB, which is what a stalled peer can hold).
     pub fn send_buffer_bytes(mut self, bytes: usize) -> Self {
@@ -191,10 +198,16 @@ impl SocketBuilder {
             return limit("resend", "needs a delay and a number of attempts above zero");
         }
         if config.log_bytes_max < MIB {
-            return limit("log_bytes_max", "is below 1 MiB: a log works in chunks of up to 256 KiB and needs four of them");
+            return limit(
+                "log_bytes_max",
+                "is below 1 MiB: a log works in chunks of up to 256 KiB and needs four of them",
+            );
         }
         if config.message_bytes_max == 0 || config.message_bytes_max > config.log_bytes_max / 2 {
-            return limit("message_bytes_max", "must be from 1 to half of log_bytes_max, so that a message always fits");
+            return limit(
+                "message_bytes_max",
+                "must be from 1 to half of log_bytes_max, so that a message always fits",
+            );
         }
         if config.receive_bytes_max < 64 * KIB {
             return limit("receive_bytes_max", "is below 64 KiB");

@@ -82,7 +82,9 @@ impl fmt::Display for BindError {
             Self::Endpoint(error) => error.fmt(f),
             Self::Io { endpoint, error } => {
                 let hint = match error.kind() {
-                    std::io::ErrorKind::AddrInUse => "; another program listens there: choose another port, or 0 for a free one",
+                    std::io::ErrorKind::AddrInUse => {
+                        "; another program listens there: choose another port, or 0 for a free one"
+                    }
                     std::io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
                     std::io::ErrorKind::PermissionDenied => "; ports below 1024 need the right to bind them",
                     _ => "",
@@ -144,7 +146,10 @@ impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLong { bytes, bytes_max } => {
-                write!(f, "a message of {bytes} bytes is over message_bytes_max ({bytes_max}): raise it, at the receiver too")
+                write!(
+                    f,
+                    "a message of {bytes} bytes is over message_bytes_max ({bytes_max}): raise it, at the receiver too"
+                )
             }
             Self::Closed => f.write_str("the socket is closed"),
             Self::EngineStopped => f.write_str("the engine has stopped"),

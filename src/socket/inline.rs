@@ -15,14 +15,15 @@ use bytes::Bytes;
 
 use super::{
     Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Payload, Received, RecvError,
-    SendError,
-    TryRecvError, TrySendError, WaitError, bound, core,
+    SendError, TryRecvError, TrySendError, WaitError, bound, core,
 };
 use crate::backend::Address;
 use crate::engine::inline::InlineEngine;
 use crate::engine::{EngineBuilder, EngineError, EngineInfo};
 use crate::protocol::Identity;
-use crate::shard::{Command, Event, Message, Outlet, Reply, SocketConfig, SocketId, SocketShared, Stats, Walker, nanos};
+use crate::shard::{
+    Command, Event, Message, Outlet, Reply, ShardStats, SocketConfig, SocketId, SocketShared, Stats, Walker, nanos,
+};
 
 /// Bytes appended after which `send` sends by itself: one chunk, what one operation takes.
 const FLUSH_BYTES: usize = 256 * 1024;
@@ -56,7 +57,7 @@ impl Engine {
     /// # Errors
     /// When no backend is to be had.
     pub fn new() -> Result<Engine, EngineError> {
-        EngineBuilder::default().build_inline().map(Engine::from)
+        EngineBuilder::default().build_inline()
     }
 
     /// Settings; end with [`build_inline`](EngineBuilder::build_inline).
@@ -67,6 +68,11 @@ impl Engine {
     /// Which backend was chosen, and why.
     pub fn info(&self) -> &EngineInfo {
         self.inner.info()
+    }
+
+    /// What the engine has done since it was made.
+    pub fn stats(&self) -> ShardStats {
+        self.inner.stats()
     }
 
     /// Drives all sockets of the engine once: sends what was appended, receives, keeps connections alive. Waits until something
@@ -290,11 +296,7 @@ impl Socket {
     ///
     /// # Errors
     /// When there is no room, with the message; or as [`send_to`](Self::send_to).
-    pub fn try_send_to<'a>(
-        &self,
-        identity: Identity,
-        message: impl Into<Payload<'a>>,
-    ) -> Result<(), TrySendError<'a>> {
+    pub fn try_send_to<'a>(&self, identity: Identity, message: impl Into<Payload<'a>>) -> Result<(), TrySendError<'a>> {
         let payload = message.into();
         core::check_open(self.shared()).map_err(TrySendError::Never)?;
         let unsent = self.place.unsent.get() + payload.len() + 41;
@@ -407,7 +409,9 @@ impl Socket {
                 return Err(TryRecvError::Never(RecvError::EngineStopped));
             }
             match take(self) {
-                Err(TryRecvError::Empty) if deadline_ns == 0 || self.past(deadline_ns) => return Err(TryRecvError::Empty),
+                Err(TryRecvError::Empty) if deadline_ns == 0 || self.past(deadline_ns) => {
+                    return Err(TryRecvError::Empty);
+                }
                 Err(TryRecvError::Empty) => {}
                 taken => return taken,
             }

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use crate::backend::Address;
 use crate::engine::Engine;
 use crate::protocol::Identity;
-use crate::shard::{Command, Event, Message, Outlet, Phase, Reply, SocketShared, Stats, Walker};
+use crate::shard::{Command, Ended, Event, Message, Outlet, Phase, Reply, SocketShared, Stats, Walker};
 
 pub use builder::SocketBuilder;
 pub use endpoint::{Endpoint, EndpointError};
@@ -124,7 +124,7 @@ impl Socket {
         &self.inner.shared
     }
 
-    fn home(&self, command: Command) -> Result<(), Command> {
+    fn home(&self, command: Command) -> Result<(), Ended> {
         let shared = self.shared();
         shared.ports[shared.home()].command(command)
     }
@@ -140,7 +140,9 @@ impl Socket {
         EndpointError: From<E::Error>,
     {
         let (pending, endpoint) = self.start_bind(endpoint)?;
-        wait::answer(&pending, &self.shared().ended).await.map_or(Err(BindError::Closed), |result| bound(result, endpoint))
+        wait::answer(&pending, &self.shared().ended)
+            .await
+            .map_or(Err(BindError::Closed), |result| bound(result, endpoint))
     }
 
     /// Hands the request to the engine.
@@ -245,11 +247,7 @@ impl Socket {
     ///
     /// # Errors
     /// When there is no room, with the message; or as [`send_to`](Self::send_to).
-    pub fn try_send_to<'a>(
-        &self,
-        identity: Identity,
-        message: impl Into<Payload<'a>>,
-    ) -> Result<(), TrySendError<'a>> {
+    pub fn try_send_to<'a>(&self, identity: Identity, message: impl Into<Payload<'a>>) -> Result<(), TrySendError<'a>> {
         let shared = self.shared();
         core::check_open(shared).map_err(TrySendError::Never)?;
         let shard = core::offer_to(shared, &mut whole(&self.inner.outlet), &identity, message.into())?;

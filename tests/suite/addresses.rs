@@ -99,7 +99,8 @@ fn unix_sockets(kind: Kind) {
 }
 
 fn nonsense_is_refused(kind: Kind) {
-    for endpoint in ["", "no port", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "ftp://127.0.0.1:1", "[::1]", "unix:"] {
+    for endpoint in ["", "no port", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "ftp://127.0.0.1:1", "[::1]", "unix:"]
+    {
         assert!(kind.try_bind(endpoint).is_err(), "bound to {endpoint:?}");
     }
 }

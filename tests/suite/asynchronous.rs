@@ -189,7 +189,8 @@ fn an_abandoned_recv_loses_nothing(backend: Backend) {
 
 fn an_abandoned_send_sends_once_or_not_at_all(backend: Backend) {
     let engine = engine(backend);
-    let sender = Socket::builder().engine(&engine).send_mode(RoundRobin).log_bytes_max(1 << 20).message_bytes_max(1 << 19);
+    let sender =
+        Socket::builder().engine(&engine).send_mode(RoundRobin).log_bytes_max(1 << 20).message_bytes_max(1 << 19);
     let sender = sender.build().expect("a socket");
     let receiver = socket(&engine, RoundRobin);
     block_on(async {
@@ -291,7 +292,8 @@ fn closing_ends_what_waits(backend: Backend) {
 
 fn blocking_calls_with_timeouts(backend: Backend) {
     let engine = engine(backend);
-    let builder = Socket::builder().engine(&engine).log_bytes_max(1 << 20).message_bytes_max(1 << 19).linger(Duration::ZERO);
+    let builder =
+        Socket::builder().engine(&engine).log_bytes_max(1 << 20).message_bytes_max(1 << 19).linger(Duration::ZERO);
     let socket = builder.build_blocking().expect("a socket");
     let timeout = Duration::from_millis(100);
     let waited = |call: &dyn Fn() -> bool| {

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use aiomsg_uring::SendMode::{Publish, RoundRobin};
 use aiomsg_uring::{Event, SendMode, SocketBuilder};
 
-use crate::common::{HEARTBEAT, Kind, PATIENCE, RawPeer, data, eventually, expect_numbers, number, send_numbers, socket_addr};
+use crate::common::{
+    HEARTBEAT, Kind, PATIENCE, RawPeer, data, eventually, expect_numbers, number, send_numbers, socket_addr,
+};
 
 pair_tests!([
     peers_come_and_go,

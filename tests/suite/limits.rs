@@ -70,7 +70,8 @@ fn full_log_makes_send_wait(one: Kind, other: Kind) {
 fn stalled_subscriber_is_disconnected(one: Kind, other: Kind) {
     const COUNT: usize = 40_000;
     let publisher = one.socket_with(|builder| {
-        let builder = builder.send_mode(Publish).log_bytes_max(2 * MIB).message_bytes_max(MIB).send_buffer_bytes(64 << 10);
+        let builder =
+            builder.send_mode(Publish).log_bytes_max(2 * MIB).message_bytes_max(MIB).send_buffer_bytes(64 << 10);
         builder.publish_stall_max(Duration::from_millis(300))
     });
     let address = publisher.bind_loopback();
@@ -134,7 +135,8 @@ fn few_small_slabs_suffice(one: Kind, other: Kind) {
 }
 
 fn full_log_gives_the_message_back(kind: Kind) {
-    let socket = kind.socket_with(|builder| builder.log_bytes_max(MIB).message_bytes_max(MIB / 2).linger(Duration::ZERO));
+    let socket =
+        kind.socket_with(|builder| builder.log_bytes_max(MIB).message_bytes_max(MIB / 2).linger(Duration::ZERO));
     socket.bind_loopback();
     socket.run(|socket| {
         let message = pattern(1_000);

@@ -6,7 +6,8 @@ use std::time::Duration;
 use aiomsg_uring::SendMode::{Publish, RoundRobin};
 
 use crate::common::{
-    ACK, DATA_REQ, HEARTBEAT, HELLO, Kind, PATIENCE, RawPeer, data, eventually, expect_numbers, frame, hello, number, pattern,
+    ACK, DATA_REQ, HEARTBEAT, HELLO, Kind, PATIENCE, RawPeer, data, eventually, expect_numbers, frame, hello, number,
+    pattern,
 };
 
 single_tests!([

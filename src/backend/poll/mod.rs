@@ -358,7 +358,7 @@ impl Backend for Poll {
         let entry = &mut self.entries[key];
         let Endpoint::Stream(socket, _) = std::mem::replace(&mut entry.endpoint, Endpoint::Dead) else { return None };
         self.dead.push(key);
-        Some(Stream { socket, nonblocking: true })
+        Some(Stream::System { socket, nonblocking: true })
     }
 
     fn attach(&mut self, stream: Stream) -> io::Result<Handle> {

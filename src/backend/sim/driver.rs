@@ -412,12 +412,23 @@ impl Backend for SimBackend {
         }
     }
 
-    fn detach(&mut self, _conn: Handle) -> Option<Stream> {
-        None
+    fn detach(&mut self, conn: Handle) -> Option<Stream> {
+        let key = conn.0 as usize;
+        let entry = self.entries.get_mut(key)?;
+        let EntryKind::Conn(id) = entry.kind else { return None };
+        if entry.incoming.is_some() || entry.outgoing.is_some() {
+            return None;
+        }
+        entry.kind = EntryKind::Dead;
+        self.keys.remove(&id);
+        self.dead.push(key);
+        Some(Stream::Simulated(self.network.borrow_mut().give(id)))
     }
 
-    fn attach(&mut self, _stream: Stream) -> io::Result<Handle> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn attach(&mut self, stream: Stream) -> io::Result<Handle> {
+        let Stream::Simulated(stream) = stream else { return Err(io::ErrorKind::Unsupported.into()) };
+        self.network.borrow_mut().take(self.seat, &stream);
+        Ok(self.insert(EntryKind::Conn(stream.id)))
     }
 
     fn slabs(&self) -> Slabs {

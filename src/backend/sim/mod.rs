@@ -20,4 +20,4 @@ pub(crate) use driver::SimBackend;
 pub(crate) use faults::{FAULTS, Fault, Faults};
 #[cfg(all(target_os = "linux", feature = "uring"))]
 pub(crate) use network::Id;
-pub(crate) use network::{BackendId, Host, Network, SharedNetwork, Weather};
+pub(crate) use network::{BackendId, Host, Network, SharedNetwork, SimStream, Weather};

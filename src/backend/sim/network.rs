@@ -49,6 +49,13 @@ pub(crate) struct BackendId(pub(crate) usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Id(pub(crate) u32);
 
+/// An end of a connection on its way from one driver to another. When it is dropped on the way, the connection is closed.
+#[derive(Debug)]
+pub(crate) struct SimStream {
+    pub(super) id: Id,
+    pub(super) _alive: Arc<()>,
+}
+
 /// What the network is like when nothing goes wrong.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Weather {
@@ -161,6 +168,8 @@ pub(crate) struct Network {
     seats: Vec<Seat>,
     /// Which host's packets do not reach which other, and until when.
     cuts: BTreeMap<(Host, Host), u64>,
+    /// Ends that no driver has at the moment.
+    transit: Vec<(Id, std::sync::Weak<()>)>,
     next_port: u16,
     trace: u64,
     events_done: u64,
@@ -186,6 +195,7 @@ impl Network {
             listeners: BTreeMap::new(),
             seats: Vec::new(),
             cuts: BTreeMap::new(),
+            transit: Vec::new(),
             next_port: 30_000,
             trace: 0xcbf2_9ce4_8422_2325,
             events_done: 0,
@@ -266,6 +276,31 @@ impl Network {
             self.events_done += 1;
             self.happen(event);
         }
+    }
+
+    /// Closes the ends that were dropped on the way from one driver to another.
+    pub(crate) fn close_dropped(&mut self) {
+        let dropped: Vec<Id> = self.transit.iter().filter(|(_, alive)| alive.strong_count() == 0).map(|(id, _)| *id).collect();
+        self.transit.retain(|(_, alive)| alive.strong_count() > 0);
+        dropped.into_iter().for_each(|id| self.close(id));
+    }
+
+    /// A driver gives an end away.
+    pub(crate) fn give(&mut self, id: Id) -> SimStream {
+        let alive = Arc::new(());
+        self.transit.push((id, Arc::downgrade(&alive)));
+        SimStream { id, _alive: alive }
+    }
+
+    /// Another one takes it, and learns who is at the other end.
+    pub(crate) fn take(&mut self, seat: BackendId, stream: &SimStream) -> SocketAddr {
+        self.transit.retain(|(id, _)| *id != stream.id);
+        let mut remote = SocketAddr::new(Host(0).ip(), 0);
+        if let Thing::End(end) = &mut self.things[stream.id.0 as usize] {
+            (end.seat, end.queued, remote) = (seat, false, end.remote);
+        }
+        self.note("moved", u64::from(stream.id.0), seat.0 as u64);
+        remote
     }
 
     /// Whether a driver has something to do now.
@@ -361,6 +396,8 @@ impl Network {
     pub(crate) fn next_ready(&mut self, seat: BackendId) -> Option<Id> {
         let id = self.seats[seat.0].ready.pop_front()?;
         match &mut self.things[id.0 as usize] {
+            // It has moved since.
+            Thing::End(end) if end.seat != seat => {}
             Thing::Listener { queued, .. } => *queued = false,
             Thing::End(end) => end.queued = false,
             Thing::Closed => {}

@@ -28,8 +28,8 @@ pub(in crate::backend) fn self_test() -> io::Result<()> {
     };
     let mut backend = super::open(&options)?;
     let (near, far) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
-    let near = backend.attach(Stream { socket: near, nonblocking: false })?;
-    let far = backend.attach(Stream { socket: far, nonblocking: false })?;
+    let near = backend.attach(Stream::System { socket: near, nonblocking: false })?;
+    let far = backend.attach(Stream::System { socket: far, nonblocking: false })?;
 
     // A multishot receive delivers several times, in order, small messages sharing a buffer where that is supported.
     backend.recv(far, RECV);

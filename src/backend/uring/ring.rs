@@ -224,7 +224,7 @@ impl Ring for KernelRing {
 
     fn release(&mut self, socket: OsSocket) -> Option<Stream> {
         match socket {
-            OsSocket::Stream(socket) => Some(Stream { socket, nonblocking: false }),
+            OsSocket::Stream(socket) => Some(Stream::System { socket, nonblocking: false }),
             OsSocket::Listener(_) => None,
         }
     }

@@ -152,6 +152,7 @@ impl<T> Pending<T> {
     }
 
     /// Whether none waits.
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }

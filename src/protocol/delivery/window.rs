@@ -68,6 +68,7 @@ impl Windows {
     }
 
     /// How many peers are remembered.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.peers.len()
     }
