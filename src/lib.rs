@@ -18,6 +18,7 @@
 mod backend;
 mod engine;
 mod log;
+pub mod manual;
 mod protocol;
 mod queue;
 mod shard;

@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The layers, each with the layers that it may name. The five lowest do not know each other.
-const LAYERS: [(&str, &[&str]); 8] = [
+/// The layers, each with the layers that it may name. The five lowest do not know each other; the simulation stands
+/// above all, and nobody knows it.
+const LAYERS: [(&str, &[&str]); 9] = [
+    ("simulation", &["socket", "engine", "shard", "protocol", "log", "transport", "queue", "backend"]),
     ("socket", &["engine", "shard", "protocol", "log", "transport", "queue", "backend"]),
     ("engine", &["shard", "protocol", "log", "transport", "queue", "backend"]),
     ("shard", &["protocol", "log", "transport", "queue", "backend"]),
@@ -18,7 +20,16 @@ const LAYERS: [(&str, &[&str]); 8] = [
 ];
 
 /// Where unsafe code may stand, relative to `src`.
-const UNSAFE_FILES: [&str; 4] = ["backend/uring/ring.rs", "backend/pool.rs", "backend/poll.rs", "log/chunk.rs"];
+const UNSAFE_FILES: [&str; 8] = [
+    "backend/fill.rs",
+    "backend/poll/mod.rs",
+    "backend/pool.rs",
+    "backend/uring/buffers.rs",
+    "backend/uring/message.rs",
+    "backend/uring/ring.rs",
+    "backend/uring/turn.rs",
+    "log/chunk.rs",
+];
 
 /// A file that is longer holds more than one thing.
 const LINES_MAX: usize = 700;
@@ -41,7 +52,7 @@ fn layers_import_downwards_only() {
     let mut wrong = Vec::new();
     for (layer, allowed) in LAYERS {
         let sources = sources(&format!("src/{layer}"));
-        assert!(!sources.is_empty(), "the layer {layer} has no files");
+        assert!(!sources.is_empty() || layer == "simulation", "the layer {layer} has no files");
         for source in &sources {
             for (line, code) in source.code() {
                 for name in named_from_root(&code) {
@@ -72,7 +83,7 @@ fn every_folder_of_src_is_a_layer() {
 
 #[test]
 fn only_the_socket_layer_is_async() {
-    for (layer, _) in LAYERS.iter().filter(|(layer, _)| *layer != "socket") {
+    for (layer, _) in LAYERS.iter().filter(|(layer, _)| !["simulation", "socket"].contains(layer)) {
         for source in sources(&format!("src/{layer}")) {
             for (line, code) in source.code() {
                 assert!(!code.contains("async fn ") && !code.contains(".await"), "{}:{line}: async code", source.path);
@@ -102,7 +113,9 @@ fn unsafe_code_stands_where_it_may() {
 fn files_open_with_what_they_are() {
     for folder in ["src", "examples", "tests", "benches"] {
         for source in sources(folder) {
-            assert!(source.text.starts_with("//!"), "{}: opens without //!", source.path);
+            // The crate's own text is the README.
+            let opens = source.text.starts_with("//!") || source.text.starts_with("#![doc = include_str!");
+            assert!(opens, "{}: does not open with what it is", source.path);
         }
     }
 }

@@ -630,8 +630,9 @@ fn connections_move_between_backends() {
         each(|other| {
             // To every driver in turn, by way of a duplicate.
             let Stream::System { socket, nonblocking } = &stream else { panic!("a real one") };
-            let stream = Stream::System { socket: socket.try_clone().unwrap(), nonblocking: *nonblocking };
-            stream.socket.set_nonblocking(stream.nonblocking).unwrap();
+            let socket = socket.try_clone().unwrap();
+            socket.set_nonblocking(*nonblocking).unwrap();
+            let stream = Stream::System { socket, nonblocking: *nonblocking };
             let conn = other.backend.attach(stream).unwrap();
             let token = other.token();
             other.backend.read(conn, 4, token);

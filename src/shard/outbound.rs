@@ -91,13 +91,14 @@ impl Shard {
         if let Some(lane) = &mut link.lane {
             let due = match lane.next_after() {
                 _ if socket.hub.is_some() => Some(Cursor::END),
-                _ if !link.cursor.is_aligned() => None,
                 Some(after) if after.position() > link.cursor.position() => {
                     if after.position() < until.position() {
                         until = after;
                     }
                     None
                 }
+                // A frame is finished first.
+                _ if !link.cursor.is_aligned() => None,
                 Some(_) => Some(lane.due_end(link.cursor)),
                 None => None,
             };

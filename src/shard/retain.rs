@@ -8,7 +8,7 @@ use super::lane::Lane;
 use super::link::Link;
 use super::shared::report;
 use super::{Event, LinkKey, Shard, ShardSocket, Timer};
-use crate::log::Frame;
+use crate::log::{Cursor, Frame};
 use crate::protocol::{self, Deframer, MsgId, Overdue, Pending, PendingConfig, Waiting};
 use crate::shard::config::SocketConfig;
 use crate::shard::mail::Parked;
@@ -144,7 +144,10 @@ impl Shard {
                 match overdue {
                     Overdue::Resend(_, kept) => {
                         resent += 1;
-                        lane.take(Frame::Whole(&kept.frame));
+                        match kept.directed {
+                            true => lane.take_directed(Frame::Whole(&kept.frame), Cursor::default()),
+                            false => lane.take(Frame::Whole(&kept.frame)),
+                        }
                     }
                     Overdue::Expired(Waiting { message: kept, .. }) => {
                         expired += 1;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::journal::{Journal, Life, Record};
 use super::report::Violation;
-use crate::shard::SendMode;
+use crate::shard::{AckMode, SendMode};
 
 type Verdict = Result<(), Violation>;
 
@@ -25,7 +25,10 @@ pub(super) fn at_rest(journal: &Journal) -> Verdict {
         let life = Life(number as u32);
         match record.mode {
             SendMode::Publish => links_that_live_miss_nothing(journal, life, record)?,
-            SendMode::RoundRobin => nothing_goes_to_two(journal, life)?,
+            SendMode::RoundRobin => {
+                nothing_goes_to_two(journal, life)?;
+                nothing_is_lost(journal, life, record)?;
+            }
         }
     }
     Ok(())
@@ -35,17 +38,23 @@ pub(super) fn at_rest(journal: &Journal) -> Verdict {
 fn order(journal: &Journal, receiver: Life, record: &Record) -> Verdict {
     for (&sender, numbers) in &record.received {
         let from = &journal.lives[sender.0 as usize];
-        if from.mode == SendMode::RoundRobin && from.disconnects > 0 {
+        // A re-route may break it, and so does the end of a process, which nobody sees.
+        if from.mode == SendMode::RoundRobin && (from.disconnects > 0 || from.over) {
             continue;
         }
         if let Some(pair) = numbers.windows(2).find(|pair| pair[0] > pair[1]) {
-            return broken(
-                "I3",
-                format!(
-                    "{receiver:?} received {} before {} of {sender:?} ({:?}): {numbers:?}",
-                    pair[0], pair[1], from.mode
-                ),
+            let to = |number: u32| from.sent[number as usize].to.map_or("all", |_| "this one alone");
+            let text = format!(
+                "{receiver:?} received {} (for {}) before {} (for {}) of {sender:?} ({:?}, {:?}, {} links ended)",
+                pair[0],
+                to(pair[0]),
+                pair[1],
+                to(pair[1]),
+                from.mode,
+                from.delivery,
+                from.disconnects
             );
+            return broken("I3", text);
         }
     }
     Ok(())
@@ -67,9 +76,33 @@ fn nothing_goes_to_two(journal: &Journal, sender: Life) -> Verdict {
     let mut seen = BTreeMap::new();
     for (number, record) in journal.lives.iter().enumerate() {
         for &message in record.received.get(&sender).into_iter().flatten() {
-            if let Some(first) = seen.insert(message, number) {
+            let sent = &journal.lives[sender.0 as usize];
+            // A hand-over may double what had arrived and was not acknowledged.
+            let may_double = sent.is_at_least_once() && sent.disconnects > 0;
+            if let Some(first) = seen.insert(message, number).filter(|_| !may_double) {
                 return broken("I4", format!("message {message} of {sender:?} went to {first} and to {number}"));
             }
+        }
+    }
+    Ok(())
+}
+
+/// I1: at least once loses nothing while the sender lives. (The plans let nothing expire.)
+fn nothing_is_lost(journal: &Journal, sender: Life, record: &Record) -> Verdict {
+    if !record.is_at_least_once() || record.over || !record.sessions.iter().any(|session| session.to.is_none()) {
+        return Ok(());
+    }
+    // One who acknowledges on receipt and dies takes what its application had not seen with it.
+    if journal.lives.iter().any(|life| life.ack_mode == AckMode::OnReceipt && life.over) {
+        return Ok(());
+    }
+    let all = journal.lives.iter().filter_map(|life| life.received.get(&sender)).flatten();
+    let has: BTreeSet<u32> = all.copied().collect();
+    for (number, sent) in record.sent.iter().enumerate().filter(|(number, _)| !has.contains(&(*number as u32))) {
+        // What is for somebody who never came back waits.
+        let waits = sent.to.is_some_and(|to| !record.sessions.iter().any(|s| s.peer == to && s.to.is_none()));
+        if !waits {
+            return broken("I1", format!("message {number} of {sender:?} ({sent:?}) was lost"));
         }
     }
     Ok(())
@@ -82,7 +115,10 @@ fn gaps_have_reasons(journal: &Journal, receiver: Life, record: &Record) -> Verd
         if from.mode != SendMode::Publish {
             continue;
         }
-        let gaps = numbers.windows(2).filter(|pair| pair[0] + 1 != pair[1]).count();
+        let between = |pair: &&[u32]| (pair[0] + 1..pair[1]).any(|number| from.sent[number as usize].to.is_none());
+        // What was for this one alone is lost with the link, while the rest may wait for the next.
+        let numbers: Vec<u32> = numbers.iter().copied().filter(|number| from.sent[*number as usize].to.is_none()).collect();
+        let gaps = numbers.windows(2).filter(between).count();
         let ends =
             from.sessions.iter().filter(|session| session.peer == record.identity && session.to.is_some()).count();
         if gaps > ends {
@@ -121,7 +157,7 @@ fn links_that_live_miss_nothing(journal: &Journal, sender: Life, record: &Record
         let Some(receiver) = journal.living(session.peer) else { continue };
         let received = journal.lives[receiver.0 as usize].received.get(&sender);
         let got = received.map_or(0, |numbers| numbers.iter().filter(|number| **number >= session.from).count());
-        let sent = record.sent.len() - session.from as usize;
+        let sent = (session.from..record.sent.len() as u32).filter(|number| record.is_for(*number, session.peer)).count();
         if got != sent {
             let has: BTreeSet<u32> = received.into_iter().flatten().copied().collect();
             let missing = (session.from..record.sent.len() as u32).find(|number| !has.contains(number));
@@ -152,8 +188,12 @@ pub(super) fn last_round_missing(journal: &Journal) -> Option<String> {
         let wanted = (last - first) as usize;
         match record.mode {
             SendMode::Publish => {
-                if let Some(peer) = peers.iter().find(|peer| got(peer) < wanted) {
-                    return Some(format!("{peer:?} has {} of the last {wanted} messages of {sender:?}", got(peer)));
+                for peer in &peers {
+                    let identity = journal.lives[peer.0 as usize].identity;
+                    let wanted = (first..last).filter(|number| record.is_for(*number, identity)).count();
+                    if got(peer) < wanted {
+                        return Some(format!("{peer:?} has {} of the last {wanted} messages of {sender:?}", got(peer)));
+                    }
                 }
             }
             SendMode::RoundRobin => {
@@ -181,7 +221,8 @@ pub(super) fn fair_shares(journal: &Journal) -> Verdict {
             .filter_map(|session| journal.living(session.peer))
             .map(|peer| {
                 let numbers = journal.lives[peer.0 as usize].received.get(&sender);
-                numbers.map_or(0, |numbers| numbers.iter().filter(|number| **number >= first).count())
+                let undirected = |number: &&u32| **number >= first && record.sent[**number as usize].to.is_none();
+                numbers.map_or(0, |numbers| numbers.iter().filter(undirected).count())
             })
             .collect();
         let (Some(most), Some(least)) = (shares.iter().max(), shares.iter().min()) else { continue };

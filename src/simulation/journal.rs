@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 
+use super::plan::SocketPlan;
 use super::report::Violation;
 use crate::protocol::Identity;
-use crate::shard::SendMode;
+use crate::shard::{AckMode, DeliveryGuarantee, SendMode};
 
 /// One life of a socket: a socket that comes back after its process died is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,8 +22,12 @@ pub(super) const HEAD_BYTES: usize = 12;
 pub(super) struct Record {
     pub(super) identity: Identity,
     pub(super) mode: SendMode,
-    /// Lengths of the messages that were accepted, by number.
-    pub(super) sent: Vec<u32>,
+    pub(super) delivery: DeliveryGuarantee,
+    pub(super) ack_mode: AckMode,
+    /// The messages that were accepted, by number.
+    pub(super) sent: Vec<Sent>,
+    /// Of those without an addressee, blanks included.
+    pub(super) undirected: u64,
     /// Messages too short to be told apart, by length.
     pub(super) blanks: [u64; HEAD_BYTES],
     /// What it received, by sender, in the order of arrival.
@@ -37,6 +42,26 @@ pub(super) struct Record {
     pub(super) disconnects_before: u64,
     /// It was closed or its process died.
     pub(super) over: bool,
+}
+
+/// A message that was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sent {
+    pub(super) len: u32,
+    /// Whom alone it was for.
+    pub(super) to: Option<Identity>,
+}
+
+impl Record {
+    /// Whether a peer is one that a message is meant to reach: under ROUNDROBIN perhaps.
+    pub(super) fn is_for(&self, number: u32, peer: Identity) -> bool {
+        self.sent.get(number as usize).is_some_and(|sent| sent.to.is_none_or(|to| to == peer))
+    }
+
+    /// Under AT_MOST_ONCE order and uniqueness are promised even so.
+    pub(super) fn is_at_least_once(&self) -> bool {
+        self.delivery == DeliveryGuarantee::AtLeastOnce
+    }
 }
 
 /// A link, as one end saw it.
@@ -57,11 +82,14 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    pub(super) fn born(&mut self, identity: Identity, mode: SendMode) -> Life {
+    pub(super) fn born(&mut self, identity: Identity, plan: &SocketPlan) -> Life {
         self.lives.push(Record {
             identity,
-            mode,
+            mode: plan.mode,
+            delivery: plan.delivery,
+            ack_mode: plan.ack_mode,
             sent: Vec::new(),
+            undirected: 0,
             blanks: [0; HEAD_BYTES],
             received: BTreeMap::new(),
             blanks_received: BTreeMap::new(),
@@ -87,11 +115,12 @@ impl Journal {
     }
 
     /// It was accepted.
-    pub(super) fn accepted(&mut self, life: Life, len: usize) {
+    pub(super) fn accepted(&mut self, life: Life, len: usize, to: Option<Identity>) {
         let record = self.record(life);
+        record.undirected += u64::from(to.is_none());
         match record.blanks.get_mut(len) {
             Some(count) => *count += 1,
-            None => record.sent.push(len as u32),
+            None => record.sent.push(Sent { len: len as u32, to }),
         }
     }
 
@@ -114,11 +143,15 @@ impl Journal {
         if record.identity != from {
             return broken(format!("{life:?} received a message of {sender:?} from {from}"));
         }
-        if record.sent.get(number as usize) != Some(&(message.len() as u32)) {
-            return broken(format!(
-                "{life:?} received message {number} of {sender:?}, {} bytes, never sent",
-                message.len()
-            ));
+        let sent = record.sent.get(number as usize);
+        if sent.is_none_or(|sent| sent.len != message.len() as u32) {
+            let text = format!("{life:?} received message {number} of {sender:?}, {} bytes, never sent", message.len());
+            return broken(text);
+        }
+        if !record.is_for(number, self.lives[life.0 as usize].identity) {
+            let mode = (record.mode, record.delivery);
+            let text = format!("{life:?} received message {number} of {sender:?} {mode:?}, which was for {sent:?}");
+            return Err(Violation { invariant: "I7", text });
         }
         if payload(sender, number, message.len()) != message {
             return broken(format!("{life:?} received message {number} of {sender:?} altered"));

@@ -18,8 +18,8 @@ use super::report::Violation;
 use crate::backend::sim::{BackendId, Dice, Fault, SharedNetwork};
 use crate::engine::Engine;
 use crate::protocol::Identity;
-use crate::shard::{Port, Shard};
-use crate::socket::{Socket, TrySendError};
+use crate::shard::{AckMode, Port, Shard};
+use crate::socket::{SendError, Socket, TrySendError};
 
 /// A shard and how it goes.
 pub(super) struct SimShard {
@@ -130,6 +130,23 @@ impl Task {
     }
 }
 
+/// What became of a send.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Accepted,
+    Refused,
+    Closed,
+}
+
+impl Verdict {
+    fn of(error: &SendError) -> Verdict {
+        match error {
+            SendError::Closed | SendError::EngineStopped => Verdict::Closed,
+            _ => Verdict::Refused,
+        }
+    }
+}
+
 /// An application's view of its socket.
 pub(super) struct Actor {
     pub(super) common: Common,
@@ -167,7 +184,8 @@ impl Actor {
             let burst = (self.dice.magnitude(1, 40) as u32).min(left);
             for _ in 0..burst {
                 let len = self.dice.magnitude(0, self.plan.size_max as u64) as usize;
-                if !self.send_one(len).await {
+                let to = self.addressee();
+                if !self.send_one(len, to).await {
                     return;
                 }
             }
@@ -187,7 +205,8 @@ impl Actor {
         }
         for _ in 0..messages {
             let len = self.dice.pick(12, 200) as usize;
-            if !self.send_one(len).await {
+            let to = self.addressee();
+            if !self.send_one(len, to).await {
                 return;
             }
             if self.dice.once_in(4) {
@@ -196,42 +215,56 @@ impl Actor {
         }
     }
 
-    /// False when the socket is closed.
-    async fn send_one(&mut self, len: usize) -> bool {
-        let message = self.common.journal.borrow().compose(self.life, len);
-        let accepted = match self.dice.pick(0, 2) {
-            0 => match self.socket.try_send(&message[..]) {
-                Ok(()) => Some(true),
-                Err(TrySendError::Full(_)) => Some(false),
-                Err(TrySendError::Never(_)) => None,
-            },
-            1 => self.send_or_drop(|| self.socket.send(Bytes::from(message.clone()))).await,
-            _ => self.send_or_drop(|| self.socket.send(&message[..])).await,
-        };
-        match accepted {
-            Some(true) => self.common.journal.borrow_mut().accepted(self.life, len),
-            Some(false) => {}
-            None => return false,
+    /// Now and then, one peer for whom alone the next message is.
+    fn addressee(&mut self) -> Option<Identity> {
+        if !self.dice.once_in(self.plan.directed_one_in) {
+            return None;
         }
-        true
+        let mut peers = self.socket.peers();
+        peers.sort();
+        (!peers.is_empty()).then(|| peers[self.dice.index(peers.len())])
     }
 
-    /// Waits for a send, or gives it up at the first occasion; says whether the message was accepted, nothing when it is closed.
-    async fn send_or_drop<F, E>(&self, send: impl FnOnce() -> F) -> Option<bool>
+    /// False when the socket is closed.
+    async fn send_one(&mut self, len: usize, to: Option<Identity>) -> bool {
+        // Those too short to be told apart are for whoever it is.
+        let len = if to.is_some() { len.max(super::journal::HEAD_BYTES) } else { len };
+        let message = self.common.journal.borrow().compose(self.life, len);
+        let owned = || Bytes::from(message.clone());
+        let tried = |result: Result<(), TrySendError<'_>>| match result {
+            Ok(()) => Verdict::Accepted,
+            Err(TrySendError::Full(_)) => Verdict::Refused,
+            Err(TrySendError::Never(error)) => Verdict::of(&error),
+        };
+        let verdict = match (self.dice.pick(0, 2), to) {
+            (0, None) => tried(self.socket.try_send(&message[..])),
+            (0, Some(to)) => tried(self.socket.try_send_to(to, &message[..])),
+            (1, None) => self.send_or_drop(|| self.socket.send(owned())).await,
+            (1, Some(to)) => self.send_or_drop(|| self.socket.send_to(to, owned())).await,
+            (_, None) => self.send_or_drop(|| self.socket.send(&message[..])).await,
+            (_, Some(to)) => self.send_or_drop(|| self.socket.send_to(to, &message[..])).await,
+        };
+        if verdict == Verdict::Accepted {
+            self.common.journal.borrow_mut().accepted(self.life, len, to);
+        }
+        verdict != Verdict::Closed
+    }
+
+    /// Waits for a send, or gives it up at the first occasion.
+    async fn send_or_drop<F>(&self, send: impl FnOnce() -> F) -> Verdict
     where
-        F: Future<Output = Result<(), E>>,
+        F: Future<Output = Result<(), SendError>>,
     {
         let mut send = pin!(send());
-        let given_up = std::future::poll_fn(|cx| match send.as_mut().poll(cx) {
-            Poll::Ready(result) => Poll::Ready(Some(result.is_ok())),
-            Poll::Pending if self.common.network.borrow_mut().strikes(Fault::FutureDropped, 3) => Poll::Ready(None),
+        std::future::poll_fn(|cx| match send.as_mut().poll(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Verdict::Accepted),
+            Poll::Ready(Err(error)) => Poll::Ready(Verdict::of(&error)),
+            Poll::Pending if self.common.network.borrow_mut().strikes(Fault::FutureDropped, 3) => {
+                Poll::Ready(Verdict::Refused)
+            }
             Poll::Pending => Poll::Pending,
-        });
-        match given_up.await {
-            Some(true) => Some(true),
-            Some(false) => None,
-            None => Some(false),
-        }
+        })
+        .await
     }
 
     /// Takes what comes, until the socket is closed.
@@ -242,16 +275,32 @@ impl Actor {
                 let ns = self.dice.pick(1_000_000, 3_000_000_000);
                 self.common.sleep(ns).await;
             }
-            if self.dice.once_in(3) {
+            if self.plan.ack_mode != AckMode::Manual && self.dice.once_in(3) {
                 let Ok(batch) = self.socket.recv_batch().await else { return };
                 for message in &batch {
                     self.took(batch.identity(), message);
                 }
             } else {
-                let Ok((identity, message)) = self.socket.recv_identity().await else { return };
-                self.took(identity, &message);
+                let Some(received) = self.receive_or_drop().await else { return };
+                let Ok(message) = received else { continue };
+                self.took(message.identity(), message.payload());
+                message.ack();
             }
         }
+    }
+
+    /// Waits for a message, or gives up waiting; nothing when the socket is closed.
+    async fn receive_or_drop(&self) -> Option<Result<crate::Received, ()>> {
+        let mut receive = pin!(self.socket.recv_message());
+        std::future::poll_fn(|cx| match receive.as_mut().poll(cx) {
+            Poll::Ready(Ok(message)) => Poll::Ready(Some(Ok(message))),
+            Poll::Ready(Err(_)) => Poll::Ready(None),
+            Poll::Pending if self.common.network.borrow_mut().strikes(Fault::FutureDropped, 8) => {
+                Poll::Ready(Some(Err(())))
+            }
+            Poll::Pending => Poll::Pending,
+        })
+        .await
     }
 
     fn took(&self, from: Identity, message: &[u8]) {

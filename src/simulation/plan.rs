@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::backend::PoolOptions;
 use crate::backend::sim::{Dice, Fault, Faults, Host, Weather};
-use crate::shard::SendMode;
+use crate::shard::{AckMode, DeliveryGuarantee, SendMode};
 use crate::socket::SocketBuilder;
 
 /// A run.
@@ -22,6 +22,7 @@ pub(super) struct Plan {
 pub(super) struct NodePlan {
     pub(super) host: Host,
     pub(super) pool: PoolOptions,
+    pub(super) shards: usize,
     pub(super) sockets: Vec<SocketPlan>,
 }
 
@@ -29,6 +30,10 @@ pub(super) struct NodePlan {
 #[derive(Clone)]
 pub(super) struct SocketPlan {
     pub(super) mode: SendMode,
+    pub(super) delivery: DeliveryGuarantee,
+    pub(super) ack_mode: AckMode,
+    /// Of how many messages one is sent by identity; 0: none.
+    pub(super) directed_one_in: u64,
     /// Where it listens, if it does.
     pub(super) port: Option<u16>,
     /// Whom it dials: node and socket.
@@ -52,6 +57,9 @@ impl SocketPlan {
     pub(super) fn builder(&self) -> SocketBuilder {
         crate::socket::Socket::builder()
             .send_mode(self.mode)
+            .delivery_guarantee(self.delivery)
+            .ack_mode(self.ack_mode)
+            .resend(Duration::from_secs(2), ATTEMPTS_MAX)
             .log_bytes_max(self.log_bytes)
             .message_bytes_max(self.log_bytes / 2)
             .receive_bytes_max(self.receive_bytes)
@@ -69,6 +77,9 @@ impl SocketPlan {
         self.log_bytes
     }
 }
+
+/// So many that nothing expires within a run, unless its peer is gone for good.
+const ATTEMPTS_MAX: u32 = 1000;
 
 const MS: u64 = 1_000_000;
 
@@ -96,7 +107,8 @@ impl Plan {
                     PoolOptions { slab_count: 32, slab_bytes: 16 * 1024 }
                 };
                 let socket = socket(dice, &mut faults, at, binders, node_count - binders, size_cap, heartbeat);
-                NodePlan { host: Host(at as u8 + 1), pool, sockets: vec![socket] }
+                let shards = if dice.once_in(2) { 1 } else { dice.pick(2, 3) as usize };
+                NodePlan { host: Host(at as u8 + 1), pool, shards, sockets: vec![socket] }
             })
             .collect();
         Plan { faults, weather, nodes, faulty_ns: dice.pick(5_000, 60_000) * MS }
@@ -131,8 +143,13 @@ fn socket(
         faults.note(Fault::SmallReceiveQueue);
     }
     let log_bytes = if small_log { 1 << 20 } else { 4 << 20 };
+    let mode = if dice.once_in(2) { SendMode::Publish } else { SendMode::RoundRobin };
+    let at_least_once = mode == SendMode::RoundRobin && dice.once_in(2);
     SocketPlan {
-        mode: if dice.once_in(2) { SendMode::Publish } else { SendMode::RoundRobin },
+        mode,
+        delivery: if at_least_once { DeliveryGuarantee::AtLeastOnce } else { DeliveryGuarantee::AtMostOnce },
+        ack_mode: [AckMode::Automatic, AckMode::Manual, AckMode::OnReceipt][dice.index(3)],
+        directed_one_in: if dice.once_in(2) { dice.magnitude(1, 30) } else { 0 },
         port: is_binder.then_some(7000 + at as u16),
         dials,
         by_name: dice.once_in(3),

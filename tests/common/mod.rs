@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use aiomsg_uring::{Backend, inline};
 
-pub(crate) use raw::{ACK, DATA, DATA_REQ, HEARTBEAT, HELLO, RawPeer, data, frame, hello, socket_addr};
+pub(crate) use raw::{
+    ACK, DATA, DATA_REQ, HEARTBEAT, HELLO, RawPeer, data, data_req, frame, hello, hello_as, socket_addr,
+};
 pub(crate) use sockets::{Calls, Kind, Sock};
 
 /// How long a test waits for something that must happen.

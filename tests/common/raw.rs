@@ -26,9 +26,19 @@ pub(crate) fn frame(kind: u8, body: &[u8]) -> Vec<u8> {
 
 /// The HELLO of the peer whose identity is 16 times this byte.
 pub(crate) fn hello(name: u8) -> Vec<u8> {
+    hello_as([name; 16])
+}
+
+/// The HELLO of the peer of this identity.
+pub(crate) fn hello_as(name: [u8; 16]) -> Vec<u8> {
     let mut body = vec![1];
-    body.extend_from_slice(&[name; 16]);
+    body.extend_from_slice(&name);
     frame(HELLO, &body)
+}
+
+/// A DATA_REQ frame.
+pub(crate) fn data_req(msg_id: [u8; 16], payload: &[u8]) -> Vec<u8> {
+    frame(DATA_REQ, &[&msg_id[..], payload].concat())
 }
 
 /// A DATA frame.
@@ -64,6 +74,14 @@ impl RawPeer {
         peer
     }
 
+    /// Connects and shakes hands under this identity.
+    pub(crate) fn connected_as(address: &Address, name: [u8; 16]) -> RawPeer {
+        let mut peer = RawPeer::dial(address);
+        peer.send(&hello_as(name));
+        peer.expect_hello();
+        peer
+    }
+
     /// Takes a connection.
     pub(crate) fn accept(listener: &TcpListener) -> RawPeer {
         RawPeer::over(listener.accept().expect("a connection").0)
@@ -79,8 +97,37 @@ impl RawPeer {
     #[track_caller]
     pub(crate) fn shake_hands(&mut self, name: u8) {
         self.send(&hello(name));
+        self.expect_hello();
+    }
+
+    /// Reads the other end's HELLO; its identity.
+    #[track_caller]
+    pub(crate) fn expect_hello(&mut self) -> [u8; 16] {
         let (kind, body) = self.read_frame().expect("a HELLO");
         assert_eq!((kind, body.len(), body[0]), (HELLO, 17, 1), "a HELLO of version 1");
+        body[1..].try_into().expect("16 bytes")
+    }
+
+    /// The next DATA_REQ, which nothing but heartbeats may precede: its id and payload.
+    #[track_caller]
+    pub(crate) fn read_data_req(&mut self) -> ([u8; 16], Vec<u8>) {
+        let (kind, mut body) = self.read_past_heartbeats().expect("DATA_REQ, not the end");
+        assert_eq!(kind, DATA_REQ);
+        let payload = body.split_off(16);
+        (body.try_into().expect("16 bytes"), payload)
+    }
+
+    /// The id in the next ACK, which nothing but heartbeats may precede.
+    #[track_caller]
+    pub(crate) fn read_ack(&mut self) -> [u8; 16] {
+        let (kind, body) = self.read_past_heartbeats().expect("ACK, not the end");
+        assert_eq!(kind, ACK);
+        body.try_into().expect("16 bytes")
+    }
+
+    #[track_caller]
+    pub(crate) fn acknowledge(&mut self, msg_id: &[u8]) {
+        self.send(&frame(ACK, msg_id));
     }
 
     #[track_caller]

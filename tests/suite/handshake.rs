@@ -66,8 +66,8 @@ fn the_identity_stays_across_reconnects(kind: Kind) {
         let mut peer = RawPeer::accept(&listener);
         let (_, body) = peer.read_frame().expect("a HELLO");
         assert_eq!(body[1..], [0x5c; 16]);
-        peer.send(&hello(1));
-        socket.wait_for_peers(1);
+        peer.send(&[hello(1), data(b"no refusal, so come back soon")].concat());
+        socket.recv();
         peer.close();
     }
 }

@@ -2,7 +2,7 @@
 
 use aiomsg_uring::SendMode::{self, Publish, RoundRobin};
 
-use crate::common::{Kind, eventually, expect_numbers, free_port, number, send_numbers};
+use crate::common::{Kind, Sock, eventually, expect_numbers, free_port, number, send_numbers};
 
 pair_tests!([
     kept_until_a_peer_connects,
@@ -58,21 +58,28 @@ fn binding_end_restarts(one: Kind, other: Kind) {
         let sender = other.socket(mode);
         sender.connect(&endpoint);
         for round in 0..3 {
-            let receiver = one.socket(mode);
-            receiver.bind(&endpoint);
+            let receiver = talkative(one, mode, &endpoint);
             sender.run(move |socket| send_numbers(socket, round * 100..round * 100 + 50));
             receiver.run(move |socket| expect_numbers(socket, round * 100..round * 100 + 50));
             receiver.close();
             eventually("the sender sees that its peer is gone", || sender.peers().is_empty());
             // Nobody is there: these wait for the next round.
             sender.run(move |socket| send_numbers(socket, round * 100 + 50..round * 100 + 100));
-            let receiver = one.socket(mode);
-            receiver.bind(&endpoint);
+            let receiver = talkative(one, mode, &endpoint);
             receiver.run(move |socket| expect_numbers(socket, round * 100 + 50..round * 100 + 100));
             receiver.close();
             eventually("the sender sees that its peer is gone", || sender.peers().is_empty());
         }
     }
+}
+
+/// A bound socket that says something to its peer. A link that ends soon after its HELLO and brought nothing else looks
+/// like a refusal, after which a connecting end waits for seconds.
+fn talkative(kind: Kind, mode: SendMode, endpoint: &str) -> Sock {
+    let socket = kind.socket(mode);
+    socket.bind(endpoint);
+    socket.send(b"here I am");
+    socket
 }
 
 fn connecting_end_restarts(one: Kind, other: Kind) {
