@@ -80,8 +80,8 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         Behavior::Sink => sink(&socket, options.count)?,
         Behavior::Echo => {
             for _ in 0..options.count {
-                let message = socket.recv()?;
-                socket.send(message)?;
+                let (identity, message) = socket.recv_identity()?;
+                socket.send_to(identity, message)?;
             }
             thread::sleep(options.linger);
         }

@@ -22,12 +22,17 @@ pub enum Address {
 
 impl Address {
     /// The IP address and port, unless this is a unix path.
-    pub fn ip(&self) -> Option<SocketAddr> {
+    pub fn socket_addr(&self) -> Option<SocketAddr> {
         match self {
             Address::Ip(address) => Some(*address),
             #[cfg(unix)]
             Address::Unix(_) => None,
         }
+    }
+
+    /// The port, unless this is a unix path.
+    pub fn port(&self) -> Option<u16> {
+        self.socket_addr().map(|address| address.port())
     }
 
     /// Its form for the socket calls.
@@ -86,7 +91,7 @@ mod tests {
     #[test]
     fn unix_paths() {
         let address = Address::Unix("/tmp/x".into());
-        assert_eq!((address.to_string(), address.ip()), ("unix:/tmp/x".into(), None));
+        assert_eq!((address.to_string(), address.socket_addr()), ("unix:/tmp/x".into(), None));
         assert_eq!(Address::from_sockaddr(&address.to_sockaddr().unwrap()).unwrap(), address);
         assert!(Address::Unix("x".repeat(200).into()).to_sockaddr().is_err());
     }

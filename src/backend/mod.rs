@@ -38,6 +38,8 @@ use bytes::{Bytes, BytesMut};
 
 pub use address::Address;
 pub(crate) use open::open;
+#[cfg(test)]
+use open::probe;
 pub(crate) use options::{BackendOptions, PoolOptions};
 pub use options::{Choice, Kind, SocketOptions};
 pub(crate) use pool::Lease;

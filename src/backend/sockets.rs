@@ -222,7 +222,7 @@ mod tests {
         };
         let address = Address::Ip("127.0.0.1:0".parse().unwrap());
         let (listener, bound) = Listener::open(&address, &options, false).unwrap();
-        let _client = std::net::TcpStream::connect(bound.ip().unwrap()).unwrap();
+        let _client = std::net::TcpStream::connect(bound.socket_addr().unwrap()).unwrap();
         let (socket, _) = listener.socket.accept().unwrap();
         apply_accepted(&socket, &options).unwrap();
         assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());

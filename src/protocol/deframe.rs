@@ -23,7 +23,7 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
-use super::frame::{self, DATA_HEAD_BYTES, LENGTH_BYTES, MSG_ID_LENGTH, MsgId, kind};
+use super::frame::{self, DATA_HEAD_BYTES, LENGTH_BYTES, MSG_ID_BYTES, MSG_ID_LENGTH, MsgId, kind};
 
 /// Bytes that a carry may have free although fewer have arrived.
 const CARRY_MIN: usize = 4 * 1024;
@@ -91,7 +91,8 @@ impl fmt::Display for FrameError {
 impl std::error::Error for FrameError {}
 
 impl Deframer {
-    /// A deframer that refuses frames whose LENGTH exceeds `max_frame_bytes`.
+    /// A deframer that refuses frames whose LENGTH exceeds `max_frame_bytes`, or, without a message id, that less
+    /// its 16 bytes: the limit is one of payloads.
     pub(crate) fn new(max_frame_bytes: u32) -> Self {
         Self {
             max_frame_bytes,
@@ -126,7 +127,9 @@ impl Deframer {
                 break &data[at..];
             };
             let announced = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
-            if announced > self.max_frame_bytes {
+            if announced > self.max_frame_bytes.saturating_sub(MSG_ID_BYTES as u32)
+                && self.is_too_long(announced, head[4])
+            {
                 return Err(self.too_long(announced));
             }
             let length = announced as usize;
@@ -211,6 +214,9 @@ impl Deframer {
                     self.head_len = 0;
                     return Ok(at);
                 }
+                DATA_HEAD_BYTES if self.is_too_long(self.announced(), self.head[4]) => {
+                    return Err(self.too_long(self.announced()));
+                }
                 DATA_HEAD_BYTES => self.judge_head(),
                 _ => {}
             }
@@ -281,6 +287,13 @@ impl Deframer {
         self.carry_target = 0;
         self.skip = 0;
         std::mem::take(&mut self.carry)
+    }
+
+    /// The limit is that of the longest head: a payload without a message id must not be longer for it.
+    #[cold]
+    fn is_too_long(&self, announced: u32, kind: u8) -> bool {
+        let id_bytes = if kind == kind::DATA { MSG_ID_BYTES as u32 } else { 0 };
+        announced > self.max_frame_bytes.saturating_sub(id_bytes)
     }
 
     fn announced(&self) -> u32 {
@@ -442,7 +455,7 @@ mod tests {
                 match deframer.feed(&input, |_| ()) {
                     Ok(scan) => assert!(scan.run.end <= input.len()),
                     Err(FrameError::TooLong { len, max: limit }) => {
-                        assert!(len > max && limit == max);
+                        assert!(limit == max && len > max.saturating_sub(16));
                         break;
                     }
                 }
@@ -488,7 +501,11 @@ mod tests {
             assert!(deframer.feed(&stream[..cut], |_| ()).is_ok());
             assert_eq!(deframer.feed(&stream[cut..], |_| ()), error, "cut at {cut}");
         }
-        let full = frame_of(3, &[0; 99]);
+        let full = frame_of(3, &[0; 84]);
+        let error = Err(FrameError::TooLong { len: 85, max: 100 });
+        assert_eq!(Deframer::new(100).feed(&full, |_| ()), error, "without an id 16 bytes less");
+        assert_eq!(Deframer::new(100).feed(&full[..5], |_| ()), error);
+        let full = frame_of(3, &[0; 83]);
         assert_eq!(Deframer::new(100).feed(&full, |_| ()).unwrap().messages, 1);
     }
 

@@ -1,11 +1,11 @@
 //! What happens to a socket, told to the application: a bounded queue of [`Event`]s that never makes the engine wait. When nobody
 //! reads, the newest are counted instead of kept, and the count is told as [`Event::Missed`] as soon as there is room again.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-use crossbeam_queue::ArrayQueue;
 
 use crate::backend::Address;
 use crate::protocol::Identity;
@@ -176,7 +176,8 @@ impl fmt::Display for Event {
 
 /// The queue. Written by shards, read by the application.
 pub(crate) struct EventQueue {
-    queue: ArrayQueue<Event>,
+    queue: Mutex<VecDeque<Event>>,
+    events_max: usize,
     missed: AtomicU64,
     /// Notified when an event arrives and when the socket ends.
     pub(crate) arrived: event_listener::Event,
@@ -185,21 +186,31 @@ pub(crate) struct EventQueue {
 impl EventQueue {
     pub(crate) fn new(events_max: usize) -> EventQueue {
         EventQueue {
-            queue: ArrayQueue::new(events_max.max(1)),
+            queue: Mutex::default(),
+            events_max: events_max.max(1),
             missed: AtomicU64::new(0),
             arrived: event_listener::Event::new(),
         }
     }
 
+    /// Events are rare, so a lock will do, and an idle socket holds no memory for them.
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Event>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn push(&self, event: Event) {
-        if self.queue.push(event).is_err() {
+        let mut queue = self.lock();
+        if queue.len() < self.events_max {
+            queue.push_back(event);
+        } else {
             self.missed.fetch_add(1, Ordering::Relaxed);
         }
+        drop(queue);
         self.arrived.notify(usize::MAX);
     }
 
     pub(crate) fn pop(&self) -> Option<Event> {
-        if let Some(event) = self.queue.pop() {
+        if let Some(event) = self.lock().pop_front() {
             return Some(event);
         }
         match self.missed.swap(0, Ordering::Relaxed) {

@@ -7,6 +7,10 @@ use crate::backend::{Address, Handle, SocketOptions, is_cancelled};
 
 /// How long a listener rests after the system refused to accept.
 const REST_NS: u64 = 100_000_000;
+/// A process that has just ended with a ring gives its addresses back a little later than its descriptors (up to 50 ms were
+/// measured): an address in use is tried for this long before that is the answer.
+const IN_USE_NS: u64 = 300_000_000;
+const IN_USE_STEP_NS: u64 = 20_000_000;
 
 /// See the module's documentation.
 pub(super) struct Listener {
@@ -20,6 +24,13 @@ enum State {
     Resolving {
         options: SocketOptions,
         reply: Reply<std::io::Result<Address>>,
+    },
+    /// The address is in use, perhaps only for a moment.
+    InUse {
+        address: Address,
+        options: SocketOptions,
+        reply: Reply<std::io::Result<Address>>,
+        until_ns: u64,
     },
     Accepting(Handle),
     Resting(Handle),
@@ -38,13 +49,36 @@ impl Shard {
             return reply.answer(Err(std::io::ErrorKind::NotConnected.into()));
         }
         match target {
-            Target::Address(address) => reply.answer(self.listen(id, &address, &options)),
+            Target::Address(address) => {
+                let until_ns = self.now_ns + IN_USE_NS;
+                self.listen_soon(id, address, options, reply, until_ns);
+            }
             Target::Name { host, port } => {
                 let generation = self.generation();
                 let state = State::Resolving { options, reply };
                 let slot = self.listeners.insert(Listener { generation, socket: id, state }) as u32;
                 self.backend.resolve(&host, port, token(Op::ResolveBind, slot, generation));
             }
+        }
+    }
+
+    /// Listens, or tries again in a moment if the address is in use and time is left.
+    fn listen_soon(
+        &mut self,
+        id: SocketId,
+        address: Address,
+        options: SocketOptions,
+        reply: Reply<std::io::Result<Address>>,
+        until_ns: u64,
+    ) {
+        match self.listen(id, &address, &options) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && self.now_ns < until_ns => {
+                let generation = self.generation();
+                let state = State::InUse { address, options, reply, until_ns };
+                let slot = self.listeners.insert(Listener { generation, socket: id, state }) as u32;
+                self.timers.set(self.now_ns + IN_USE_STEP_NS, Timer::Listener(EndKey { slot, generation }));
+            }
+            result => reply.answer(result),
         }
     }
 
@@ -112,9 +146,17 @@ impl Shard {
 
     pub(super) fn listener_due(&mut self, key: EndKey) {
         let Some(listener) = self.listener(key) else { return };
-        if let State::Resting(handle) = listener.state {
-            listener.state = State::Accepting(handle);
-            self.backend.accept(handle, token(Op::Accept, key.slot, key.generation));
+        match listener.state {
+            State::Resting(handle) => {
+                listener.state = State::Accepting(handle);
+                self.backend.accept(handle, token(Op::Accept, key.slot, key.generation));
+            }
+            State::InUse { .. } => {
+                let Listener { socket, state, .. } = self.listeners.remove(key.slot as usize);
+                let State::InUse { address, options, reply, until_ns } = state else { return };
+                self.listen_soon(socket, address, options, reply, until_ns);
+            }
+            _ => {}
         }
     }
 
@@ -127,7 +169,7 @@ impl Shard {
                 self.backend.close(handle);
                 self.listeners.remove(key.slot as usize);
             }
-            State::Resolving { .. } | State::Closing => {}
+            State::Resolving { .. } | State::InUse { .. } | State::Closing => {}
         }
     }
 }

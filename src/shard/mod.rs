@@ -132,6 +132,8 @@ struct ShardSocket {
     parked: std::collections::HashMap<crate::protocol::Identity, mail::Parked>,
     /// Message ids that its peers have used.
     seen: Windows,
+    /// Ids of messages that the application has not acknowledged yet.
+    in_hand: std::collections::HashSet<crate::protocol::MsgId, crate::protocol::IdHash>,
     /// Links that have died with something still to be settled by the backend.
     unsettled: usize,
     /// Its live links; each knows its place in here.
@@ -246,7 +248,7 @@ impl Shard {
         }
 
         let mut deadline_ns = 0;
-        if may_wait && work == 0 {
+        if may_wait && work == 0 && self.touched.is_empty() {
             self.port().doorbell().prepare_sleep();
             if self.port().is_empty() && self.outgoing.is_empty() {
                 deadline_ns = self.timers.next_ns().min(limit_ns);
@@ -361,6 +363,7 @@ impl Shard {
             mail_at,
             parked: std::collections::HashMap::new(),
             seen,
+            in_hand: std::collections::HashSet::default(),
             unsettled: 0,
             links: Vec::new(),
             by_identity: std::collections::HashMap::new(),

@@ -27,7 +27,7 @@ impl Shard {
         if shared.take_resume(shard) {
             self.resume(id);
         }
-        self.acknowledge(&shared.take_acks(shard));
+        self.acknowledge(id, &shared.take_acks(shard));
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
         if socket.shared.home() == shard {
             socket.shared.tell_others(shard);

@@ -219,6 +219,9 @@ impl Shard {
     }
 }
 
+/// Messages of which it is remembered that the application has not acknowledged them; a resend of one beyond is acknowledged at once.
+const IN_HAND_MAX: usize = 1 << 16;
+
 /// Takes in a run with messages that want to be acknowledged: those that were received before are acknowledged again and taken out,
 /// the others are acknowledged now if that is the socket's mode.
 fn accept(socket: &mut ShardSocket, control: &mut BytesMut, arrived: Inbound) {
@@ -231,7 +234,11 @@ fn accept(socket: &mut ShardSocket, control: &mut BytesMut, arrived: Inbound) {
         let Some(message) = protocol::next_message(frames, &mut at) else { break };
         let Some(id) = message.msg_id else { continue };
         let fresh = socket.seen.insert(&arrived.identity, id);
-        if !fresh || on_receipt {
+        if fresh && !on_receipt && socket.in_hand.len() < IN_HAND_MAX {
+            socket.in_hand.insert(id);
+        }
+        // One that the application is not done with yet is acknowledged when it is: until then the sender must keep it.
+        if on_receipt || !fresh && !socket.in_hand.contains(&id) {
             control.extend_from_slice(&protocol::ack(id));
         }
         if !fresh {
@@ -253,7 +260,12 @@ fn accept(socket: &mut ShardSocket, control: &mut BytesMut, arrived: Inbound) {
 
 impl Shard {
     /// The application is done with messages: their ACKs go out between its next frames.
-    pub(super) fn acknowledge(&mut self, acks: &[(LinkKey, MsgId)]) {
+    pub(super) fn acknowledge(&mut self, id: SocketId, acks: &[(LinkKey, MsgId)]) {
+        if let Some(socket) = self.socket(id) {
+            for (_, msg_id) in acks {
+                socket.in_hand.remove(msg_id);
+            }
+        }
         for of_link in acks.chunk_by(|a, b| a.0 == b.0) {
             let key = of_link[0].0;
             let Some(link) = self.link(key).filter(|link| link.is_live()) else { continue };

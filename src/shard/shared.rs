@@ -386,7 +386,7 @@ impl SocketShared {
 }
 
 /// Entries of a receive queue: completions that wait for the application.
-const RECEIVE_ENTRIES: usize = 1024;
+const RECEIVE_ENTRIES: usize = 512;
 
 /// Peers that are gone and still known, at most: a message by identity to them is told from one to nobody.
 const GONE_MAX: usize = 16_384;

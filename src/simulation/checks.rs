@@ -117,7 +117,8 @@ fn gaps_have_reasons(journal: &Journal, receiver: Life, record: &Record) -> Verd
         }
         let between = |pair: &&[u32]| (pair[0] + 1..pair[1]).any(|number| from.sent[number as usize].to.is_none());
         // What was for this one alone is lost with the link, while the rest may wait for the next.
-        let numbers: Vec<u32> = numbers.iter().copied().filter(|number| from.sent[*number as usize].to.is_none()).collect();
+        let numbers: Vec<u32> =
+            numbers.iter().copied().filter(|number| from.sent[*number as usize].to.is_none()).collect();
         let gaps = numbers.windows(2).filter(between).count();
         let ends =
             from.sessions.iter().filter(|session| session.peer == record.identity && session.to.is_some()).count();
@@ -157,7 +158,8 @@ fn links_that_live_miss_nothing(journal: &Journal, sender: Life, record: &Record
         let Some(receiver) = journal.living(session.peer) else { continue };
         let received = journal.lives[receiver.0 as usize].received.get(&sender);
         let got = received.map_or(0, |numbers| numbers.iter().filter(|number| **number >= session.from).count());
-        let sent = (session.from..record.sent.len() as u32).filter(|number| record.is_for(*number, session.peer)).count();
+        let sent =
+            (session.from..record.sent.len() as u32).filter(|number| record.is_for(*number, session.peer)).count();
         if got != sent {
             let has: BTreeSet<u32> = received.into_iter().flatten().copied().collect();
             let missing = (session.from..record.sent.len() as u32).find(|number| !has.contains(number));

@@ -245,6 +245,10 @@ impl Actor {
             (_, Some(to)) => self.send_or_drop(|| self.socket.send_to(to, &message[..])).await,
         };
         if verdict == Verdict::Accepted {
+            if self.common.verbose {
+                let number = self.common.journal.borrow().lives[self.life.0 as usize].sent.len();
+                eprintln!("{:>14} {:?} sent {number}, {len} bytes, to {to:?}", self.common.now_ns(), self.life);
+            }
             self.common.journal.borrow_mut().accepted(self.life, len, to);
         }
         verdict != Verdict::Closed
@@ -305,7 +309,10 @@ impl Actor {
 
     fn took(&self, from: Identity, message: &[u8]) {
         if self.common.verbose {
-            eprintln!("{:>14} {:?} took {} bytes from {from}", self.common.now_ns(), self.life, message.len());
+            let head: Vec<u32> =
+                message.chunks_exact(4).take(2).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]])).collect();
+            let (now_ns, len) = (self.common.now_ns(), message.len());
+            eprintln!("{now_ns:>14} {:?} took {len} bytes from {from}: {head:?}", self.life);
         }
         self.common.network.borrow_mut().note("took", u64::from(self.life.0), message.len() as u64);
         let result = self.common.journal.borrow_mut().received(self.life, from, message);

@@ -122,7 +122,8 @@ impl World {
         // What was begun is finished, and a last round in which nothing may be lost.
         let until_ns = self.now_ns() + DRAINED_NS;
         if !self.run_until(until_ns, |world| !world.has_task(Kind::Send))? {
-            return self.broken("I11", "senders are stuck though nothing goes wrong any more".to_owned());
+            return self
+                .broken("I11", format!("senders are stuck though nothing goes wrong any more: {}", self.stuck()));
         }
         // Links that died without a word are found out.
         let quiet_ns = self.now_ns() + QUIET_NS;
@@ -136,7 +137,7 @@ impl World {
         };
         if !self.run_until(until_ns, arrived)? {
             let missing = checks::last_round_missing(&self.common.journal.borrow());
-            return self.broken("I11", missing.unwrap_or_else(|| "the last round is stuck".to_owned()));
+            return self.broken("I11", missing.unwrap_or_else(|| format!("the last round is stuck: {}", self.stuck())));
         }
         // Silence. What still was to come has come.
         self.settled = true;
@@ -552,6 +553,16 @@ impl World {
             }
         }
         missing
+    }
+
+    /// Who still has not sent all, and what its socket says.
+    fn stuck(&self) -> String {
+        let stuck = self.tasks.iter().filter(|task| task.kind == Kind::Send).map(|task| task.node);
+        let mut text = String::new();
+        for place in stuck.flat_map(|node| self.nodes[node].sockets.iter().flatten()) {
+            text += &format!("{:?} {:?}; ", place.life, place.socket.stats());
+        }
+        text
     }
 
     /// I13: nothing but heartbeats stirs in an idle engine.

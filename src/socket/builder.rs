@@ -22,6 +22,7 @@ use crate::shard::{AckMode, DeliveryGuarantee, KIB, MIB, SendMode, SocketConfig,
 pub struct SocketBuilder {
     config: SocketConfig,
     identity: Option<Identity>,
+    message_bytes_max: Option<usize>,
     engine: Option<Engine>,
 }
 
@@ -50,8 +51,7 @@ impl SocketBuilder {
         self
     }
 
-    /// Bytes of outbound log, framing included (default 32 MiB, at least 1 MiB and four times what is rounded up to 64 KiB chunks):
-    /// what is sent and not yet handed to the kernel for all peers, and what is kept while there is none. Memory is taken as
+    /// Bytes of outbound log, framing included (default 32 MiB, at least 1 MiB): what is accepted and not yet handed to the kernel for all peers, and what is kept while there is none. Memory is taken as
     /// needed and kept for reuse. When it is full `send` waits, and `try_send` gives the message back.
     pub fn log_bytes_max(mut self, bytes: usize) -> Self {
         self.config.log_bytes_max = bytes;
@@ -65,10 +65,10 @@ impl SocketBuilder {
         self
     }
 
-    /// Bytes of one message, either way (default 16 MiB, at most half of `log_bytes_max`). A longer one is refused by `send`; a
+    /// Bytes of one message, either way (default 16 MiB, or half of `log_bytes_max` if that is less, which is also the most). A longer one is refused by `send`; a
     /// peer that announces one is disconnected. Memory for a received message grows as its bytes arrive, never on a peer's word.
     pub fn message_bytes_max(mut self, bytes: usize) -> Self {
-        self.config.message_bytes_max = bytes;
+        self.message_bytes_max = Some(bytes);
         self
     }
 
@@ -189,7 +189,9 @@ impl SocketBuilder {
     }
 
     fn checked(self) -> Result<(Identity, SocketConfig), BuildError> {
-        let config = self.config;
+        let mut config = self.config;
+        config.message_bytes_max =
+            self.message_bytes_max.unwrap_or(config.message_bytes_max.min(config.log_bytes_max / 2));
         let limit = |setting, problem: &str| Err(BuildError::Limit { setting, problem: problem.to_owned() });
         if config.delivery == DeliveryGuarantee::AtLeastOnce && config.send_mode == SendMode::Publish {
             return Err(BuildError::PublishAtLeastOnce);

@@ -23,6 +23,20 @@ use crate::shard::Target;
 pub struct Endpoint(pub(crate) Target);
 
 impl Endpoint {
+    /// Nobody can be reached at port 0.
+    pub(super) fn check_reachable(&self) -> Result<(), EndpointError> {
+        let port = match &self.0 {
+            Target::Address(address) => address.port(),
+            Target::Name { port, .. } => Some(*port),
+        };
+        match port {
+            Some(0) => {
+                Err(EndpointError::new(&self.to_string(), "has port 0: connect to the port that bind answered with"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn new(host: &str, port: u16) -> Result<Endpoint, EndpointError> {
         let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         if bare == "*" {

@@ -215,7 +215,8 @@ impl Socket {
         E: TryInto<Endpoint>,
         EndpointError: From<E::Error>,
     {
-        let endpoint = endpoint.try_into().map_err(|error| ConnectError::Endpoint(error.into()))?;
+        let endpoint: Endpoint = endpoint.try_into().map_err(|error| ConnectError::Endpoint(error.into()))?;
+        endpoint.check_reachable().map_err(ConnectError::Endpoint)?;
         core::check_open(self.shared()).map_err(|_| ConnectError::Closed)?;
         self.engine.inner.command(Command::Connect { socket: self.id(), target: endpoint.0 });
         Ok(())

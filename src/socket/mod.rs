@@ -178,7 +178,8 @@ impl Socket {
         E: TryInto<Endpoint>,
         EndpointError: From<E::Error>,
     {
-        let endpoint = endpoint.try_into().map_err(|error| ConnectError::Endpoint(error.into()))?;
+        let endpoint: Endpoint = endpoint.try_into().map_err(|error| ConnectError::Endpoint(error.into()))?;
+        endpoint.check_reachable().map_err(ConnectError::Endpoint)?;
         core::check_open(self.shared()).map_err(|_| ConnectError::Closed)?;
         let command = Command::Connect { socket: self.shared().id, target: endpoint.0 };
         self.home(command).map_err(|_| ConnectError::Closed)

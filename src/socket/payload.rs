@@ -175,6 +175,16 @@ impl Batch {
         self.identity
     }
 
+    /// How many messages there are; walks over them once.
+    pub fn len(&self) -> usize {
+        self.iter().count()
+    }
+
+    /// Always false: a batch has at least one message.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
     /// The payloads, one after the other; at least one.
     pub fn iter(&self) -> Payloads<'_> {
         Payloads { frames: &self.frames, at: self.from }

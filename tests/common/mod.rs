@@ -2,6 +2,7 @@
 //! protocol peers. Each program uses a part of it.
 #![allow(dead_code, unused_imports)]
 
+mod proxy;
 mod raw;
 mod sockets;
 
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use aiomsg_uring::{Backend, inline};
 
+pub(crate) use proxy::Proxy;
 pub(crate) use raw::{
     ACK, DATA, DATA_REQ, HEARTBEAT, HELLO, RawPeer, data, data_req, frame, hello, hello_as, socket_addr,
 };

@@ -228,5 +228,5 @@ fn is_timeout(error: &std::io::Error) -> bool {
 /// The address as the standard library has it.
 #[track_caller]
 pub(crate) fn socket_addr(address: &Address) -> SocketAddr {
-    address.ip().expect("an IP address")
+    address.socket_addr().expect("an IP address")
 }

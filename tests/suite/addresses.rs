@@ -22,6 +22,7 @@ fn bind_tells_the_address(kind: Kind) {
     let addresses = [socket.bind("127.0.0.1:0"), socket.bind("127.0.0.1:0"), socket.bind("0.0.0.0:0")];
     let ports: Vec<_> = addresses.iter().map(|address| socket_addr(address).port()).collect();
     assert!(ports.iter().all(|&port| port != 0), "{ports:?}");
+    assert_eq!(addresses[0].port(), Some(ports[0]));
     assert!(ports[0] != ports[1] && ports[1] != ports[2], "{ports:?}");
     assert_eq!(socket_addr(&addresses[0]).ip(), Ipv4Addr::LOCALHOST);
     assert_eq!(addresses[0].to_string(), format!("127.0.0.1:{}", ports[0]));
@@ -92,7 +93,7 @@ fn unix_sockets(kind: Kind) {
     let socket = kind.socket(Publish);
     let address = socket.bind(&format!("unix:{}", path.display()));
     assert!(matches!(&address, aiomsg_uring::Address::Unix(bound) if *bound == path), "{address}");
-    assert_eq!(address.ip(), None);
+    assert_eq!((address.socket_addr(), address.port()), (None, None));
     exchange(kind, &socket, &address.to_string());
     socket.close();
     std::fs::remove_file(&path).ok();
@@ -103,4 +104,7 @@ fn nonsense_is_refused(kind: Kind) {
     {
         assert!(kind.try_bind(endpoint).is_err(), "bound to {endpoint:?}");
     }
+    // Port 0 is a free port to bind, and nothing to connect to.
+    let socket = aiomsg_uring::blocking::Socket::new().expect("a socket");
+    assert!(socket.connect("127.0.0.1:0").is_err());
 }

@@ -222,7 +222,7 @@ fn batches(one: Kind, other: Kind) {
                     next += 1;
                 }
                 assert!(next > before, "an empty batch");
-                assert_eq!(next - before, batch.bytes().count() as u64);
+                assert_eq!(next - before, batch.len() as u64);
             }
         });
     });

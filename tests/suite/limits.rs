@@ -177,7 +177,7 @@ fn too_long_messages_are_refused(kind: Kind) {
     assert_eq!(peer.read_data(), pattern(1_000));
     peer.send(&data(&pattern(1_000)));
     assert_eq!(socket.recv(), pattern(1_000));
-    peer.send(&data(&pattern(1_100)));
+    peer.send(&data(&pattern(1_001)));
     peer.wait_until_closed();
 }
 

@@ -273,7 +273,7 @@ impl Backend for Poll {
                 let conn = self.insert(Endpoint::Stream(socket, address.clone()));
                 self.complete(token, Outcome::Connected(Ok((conn, address.clone()))));
             }
-            Err(error) if is_in_progress(&error) && address.ip().is_some() => {
+            Err(error) if is_in_progress(&error) && address.socket_addr().is_some() => {
                 let conn = self.insert(Endpoint::Stream(socket, address.clone()));
                 let key = conn.0 as usize;
                 self.entries[key].incoming = Some((token, Incoming::Connect));

@@ -328,7 +328,7 @@ impl Backend for SimBackend {
     }
 
     fn listen(&mut self, address: &Address, _options: &SocketOptions) -> io::Result<(Handle, Address)> {
-        let ip = address.ip().ok_or(io::ErrorKind::Unsupported)?;
+        let ip = address.socket_addr().ok_or(io::ErrorKind::Unsupported)?;
         let (id, bound) = self.network.borrow_mut().listen(self.seat, ip)?;
         Ok((self.insert(EntryKind::Listener(id)), Address::Ip(bound)))
     }
@@ -338,7 +338,7 @@ impl Backend for SimBackend {
     }
 
     fn connect(&mut self, address: &Address, _options: &SocketOptions, token: Token) {
-        let connected = match address.ip() {
+        let connected = match address.socket_addr() {
             Some(ip) => self.network.borrow_mut().connect(self.seat, ip),
             None => Err(io::ErrorKind::Unsupported.into()),
         };

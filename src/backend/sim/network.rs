@@ -280,7 +280,8 @@ impl Network {
 
     /// Closes the ends that were dropped on the way from one driver to another.
     pub(crate) fn close_dropped(&mut self) {
-        let dropped: Vec<Id> = self.transit.iter().filter(|(_, alive)| alive.strong_count() == 0).map(|(id, _)| *id).collect();
+        let dropped: Vec<Id> =
+            self.transit.iter().filter(|(_, alive)| alive.strong_count() == 0).map(|(id, _)| *id).collect();
         self.transit.retain(|(_, alive)| alive.strong_count() > 0);
         dropped.into_iter().for_each(|id| self.close(id));
     }
