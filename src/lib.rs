@@ -16,6 +16,9 @@
 //! A row imports only from rows below it; the five lowest do not know each other and meet in `shard`.
 
 mod backend;
+#[cfg(feature = "bench-internals")]
+#[doc(hidden)]
+pub mod bench_support;
 mod engine;
 mod log;
 pub mod manual;

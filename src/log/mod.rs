@@ -194,10 +194,4 @@ impl Handle {
     pub(crate) fn cursors(&self) -> usize {
         self.shared.lock().cursors
     }
-
-    /// Readers of the log.
-    #[cfg(test)]
-    pub(crate) fn readers(&self) -> usize {
-        self.shared.low.len()
-    }
 }

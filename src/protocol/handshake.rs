@@ -47,12 +47,6 @@ impl Handshake {
         Self { role, own, transmitted: false, received: [0; HELLO_BYTES], received_len: 0 }
     }
 
-    /// Which end this is.
-    #[cfg(test)]
-    pub(crate) fn role(&self) -> Role {
-        self.role
-    }
-
     /// The HELLO to send, once: at once on the connecting end, after the first received byte on the binding end. To be
     /// asked at the start and after each [`handle_bytes`](Self::handle_bytes), also after the one that completes.
     pub(crate) fn poll_transmit(&mut self) -> Option<[u8; HELLO_BYTES]> {

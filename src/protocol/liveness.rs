@@ -128,18 +128,6 @@ impl Liveness {
         self.heartbeat_at_ns().min(self.silence_ends_ns(silence_ns))
     }
 
-    /// Whether the peer has been silent for longer than its heartbeats allow, and was not heard since.
-    #[cfg(test)]
-    pub(crate) fn is_suspect(&self) -> bool {
-        self.suspect
-    }
-
-    /// Whether this end has stopped reading.
-    #[cfg(test)]
-    pub(crate) fn is_paused(&self) -> bool {
-        self.paused_ns.is_some()
-    }
-
     fn heartbeat_at_ns(&self) -> u64 {
         self.sent_ns.saturating_add(self.config.heartbeat_ns)
     }

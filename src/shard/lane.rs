@@ -24,6 +24,8 @@ pub(super) struct Lane {
     pub(super) cursor: Cursor,
     /// The records sent by identity that have not gone out, in order.
     directed: VecDeque<Directed>,
+    /// Where copies lie that go out once more, from and to; their originals are kept elsewhere.
+    again: VecDeque<(u64, u64)>,
     /// Bytes of frames that went out and wait for their ACK.
     pub(super) unacknowledged: usize,
     /// It got something in the hub's present round.
@@ -45,7 +47,15 @@ impl Lane {
         let (appender, mut readers) = log::open(options, 1);
         let mut reader = readers.swap_remove(0);
         let cursor = reader.join();
-        Lane { appender, reader, cursor, directed: VecDeque::new(), unacknowledged: 0, listed: false }
+        Lane {
+            appender,
+            reader,
+            cursor,
+            directed: VecDeque::new(),
+            again: VecDeque::new(),
+            unacknowledged: 0,
+            listed: false,
+        }
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -98,6 +108,18 @@ impl Lane {
         }
     }
 
+    /// Appends a copy of a frame that went out before.
+    pub(super) fn take_again(&mut self, frame: Frame<'_>) {
+        let start = self.appender.position();
+        self.take(frame);
+        self.again.push_back((start, self.appender.position()));
+    }
+
+    /// Whether the frame at this position is such a copy.
+    pub(super) fn is_again(&self, position: u64) -> bool {
+        self.again.iter().any(|(start, end)| (*start..*end).contains(&position))
+    }
+
     /// PUBLISH: the place in the socket's log after which the next record goes out.
     pub(super) fn next_after(&self) -> Option<Cursor> {
         self.directed.front().map(|directed| directed.after)
@@ -113,6 +135,9 @@ impl Lane {
     pub(super) fn advance(&mut self, to: Cursor) -> u64 {
         self.reader.advance(self.cursor, to);
         self.cursor = to;
+        while self.again.front().is_some_and(|(_, end)| *end <= to.frame()) {
+            self.again.pop_front();
+        }
         let mut bytes = 0;
         while let Some(front) = self.directed.front_mut() {
             let sent = to.frame().min(front.end.position()).saturating_sub(front.start);
@@ -126,13 +151,16 @@ impl Lane {
         bytes
     }
 
-    /// Everything that has not wholly gone out, with whether it was sent by identity.
+    /// Everything that has not wholly gone out, copies apart, with whether it was sent by identity.
     pub(super) fn visit_unsent(mut self, mut visit: impl FnMut(Frame<'_>, bool)) {
-        let directed = self.directed;
+        let (directed, again) = (self.directed, self.again);
         let mut position = self.cursor.frame();
         self.reader.frames(self.cursor.frame_start(), |frame| {
             let start = position;
             position += super::outlet::frame_len(&frame) as u64;
+            if again.iter().any(|(from, end)| (*from..*end).contains(&start)) {
+                return true;
+            }
             visit(frame, directed.iter().any(|d| d.start <= start && start < d.end.position()));
             true
         });

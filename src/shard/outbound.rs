@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::link::{InFlight, State};
-use super::{Command, DisconnectReason, LinkKey, Op, Shard, SocketId, Timer, token};
+use super::{Command, DeliveryGuarantee, DisconnectReason, LinkKey, Op, Shard, SocketId, Timer, token};
 use crate::log::Cursor;
 use crate::shard::stats::Counters;
 
@@ -48,7 +48,10 @@ impl Shard {
             self.pump_all(id);
         }
         if let Some(socket) = self.socket(id) {
-            if socket.links.is_empty() && socket.shared.home() == shard && socket.shared.wait_number() == 0 {
+            // AT_LEAST_ONCE keeps mail for peers that are gone, and times it: that has to be seen when it comes.
+            let mail_waits = socket.shared.config.delivery == DeliveryGuarantee::AtLeastOnce;
+            let at_home = socket.shared.home() == shard && !mail_waits;
+            if socket.links.is_empty() && at_home && socket.shared.wait_number() == 0 {
                 socket.shared.keep_dirty();
             }
             if socket.closing.is_some() {

@@ -8,7 +8,7 @@ use super::lane::Lane;
 use super::link::Link;
 use super::shared::report;
 use super::{Event, LinkKey, Shard, ShardSocket, Timer};
-use crate::log::{Cursor, Frame};
+use crate::log::Frame;
 use crate::protocol::{self, Deframer, MsgId, Overdue, Pending, PendingConfig, Waiting};
 use crate::shard::config::SocketConfig;
 use crate::shard::mail::Parked;
@@ -56,7 +56,7 @@ impl Retained {
             let first_end = position + scan.run.start as u64;
             for (frame, _) in whole {
                 let start = first_end - frame.len() as u64;
-                kept += self.keep_frame(frame, lane.is_directed(start), now_ns);
+                kept += self.keep_frame(frame, lane, start, now_ns);
             }
             let run = slice.slice(scan.run.clone());
             let mut at = 0;
@@ -64,18 +64,22 @@ impl Retained {
                 let start = at;
                 let Some(message) = protocol::next_message(&run, &mut at) else { break };
                 let frame = run.slice(start..message.payload.end);
-                kept += self.keep_frame(frame, lane.is_directed(first_end + start as u64), now_ns);
+                kept += self.keep_frame(frame, lane, first_end + start as u64, now_ns);
             }
             position += slice.len() as u64;
         }
         kept
     }
 
-    fn keep_frame(&mut self, frame: Bytes, directed: bool, now_ns: u64) -> usize {
+    fn keep_frame(&mut self, frame: Bytes, lane: &Lane, position: u64, now_ns: u64) -> usize {
+        // A copy is not kept again: its original still waits, or was acknowledged meanwhile.
+        if lane.is_again(position) {
+            return 0;
+        }
+        let directed = lane.is_directed(position);
         let Some((Some(msg_id), _)) = protocol::payload_of(&frame) else { return 0 };
         let bytes = frame.len();
         let waiting = Waiting { msg_id, attempts: 1, message: Kept { frame, directed } };
-        // An id that waits already is a resend's.
         if self.pending.insert(waiting, now_ns).is_ok() { bytes } else { 0 }
     }
 
@@ -144,10 +148,7 @@ impl Shard {
                 match overdue {
                     Overdue::Resend(_, kept) => {
                         resent += 1;
-                        match kept.directed {
-                            true => lane.take_directed(Frame::Whole(&kept.frame), Cursor::default()),
-                            false => lane.take(Frame::Whole(&kept.frame)),
-                        }
+                        lane.take_again(Frame::Whole(&kept.frame));
                     }
                     Overdue::Expired(Waiting { message: kept, .. }) => {
                         expired += 1;

@@ -310,6 +310,10 @@ impl SocketShared {
         if self.blocked.compare_exchange(0, number, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
             Counters::add(&self.counters.send_waits, 1);
         }
+    }
+
+    /// Lets the home shard see that a sender waits; who drives the shard itself need not.
+    pub(crate) fn tell_wait(&self) {
         self.mark_dirty(self.home());
     }
 

@@ -21,6 +21,7 @@ impl<'a> Room<'a> {
     pub(super) fn new(shared: &'a SocketShared) -> Room<'a> {
         let listener = shared.room.listen();
         shared.begin_wait();
+        shared.tell_wait();
         Room { shared, listener: Some(listener) }
     }
 
