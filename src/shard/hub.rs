@@ -88,7 +88,9 @@ impl Shard {
             if let Some(hub) = self.socket(id).and_then(|socket| socket.hub.as_mut()) {
                 hub.filled = filled;
             }
-            self.touch(id);
+            if self.socket(id).is_some_and(|socket| socket.released || socket.closing.is_some()) {
+                self.touch(id);
+            }
             if !moved {
                 return;
             }

@@ -287,6 +287,13 @@ impl Shard {
         self.now_ns = self.backend.now_ns();
     }
 
+    /// Receive slabs that somebody still holds.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn slabs_lent(&self) -> usize {
+        let slabs = self.backend.slabs();
+        slabs.total - slabs.free
+    }
+
     /// Takes a command without the queue (inline).
     pub(crate) fn command(&mut self, command: Command) {
         self.now_ns = self.backend.now_ns();

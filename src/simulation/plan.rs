@@ -23,6 +23,8 @@ pub(super) struct NodePlan {
     pub(super) host: Host,
     pub(super) pool: PoolOptions,
     pub(super) shards: usize,
+    /// Whether it runs on the io_uring driver, over a simulated ring.
+    pub(super) ring: bool,
     pub(super) sockets: Vec<SocketPlan>,
 }
 
@@ -108,7 +110,7 @@ impl Plan {
                 };
                 let socket = socket(dice, &mut faults, at, binders, node_count - binders, size_cap, heartbeat);
                 let shards = if dice.once_in(2) { 1 } else { dice.pick(2, 3) as usize };
-                NodePlan { host: Host(at as u8 + 1), pool, shards, sockets: vec![socket] }
+                NodePlan { host: Host(at as u8 + 1), pool, shards, ring: dice.once_in(2), sockets: vec![socket] }
             })
             .collect();
         Plan { faults, weather, nodes, faulty_ns: dice.pick(5_000, 60_000) * MS }

@@ -11,7 +11,8 @@ use super::checks;
 use super::node::{Actor, Common, Kind, Node, SimShard, SimSocket, Task};
 use super::plan::{NodePlan, Plan};
 use super::report::{Outcome, Violation};
-use crate::backend::sim::{Dice, Fault, Network, SimBackend};
+use crate::backend::Backend;
+use crate::backend::sim::{Dice, Fault, Network, SimBackend, open_ring};
 use crate::engine::Engine;
 use crate::protocol::Identity;
 use crate::shard::{DisconnectReason, Event, Port, Shard, Turn};
@@ -30,6 +31,8 @@ const DRAINED_NS: u64 = 900 * S;
 const QUIET_NS: u64 = 30 * S;
 /// Requests that wait for a shard at most.
 const COMMANDS_MAX: usize = 512;
+/// Acknowledgements of a large backlog may take a while over small windows.
+const QUIET_ROUNDS: usize = 20;
 const IDLE_NS: u64 = 20 * S;
 /// Virtual time for closing: linger, drain, and a bit.
 const CLOSED_NS: u64 = 10 * S;
@@ -141,10 +144,17 @@ impl World {
         }
         // Silence. What still was to come has come.
         self.settled = true;
-        let turns = self.turns;
-        let until_ns = self.now_ns() + IDLE_NS;
-        self.run_until(until_ns, |_| false)?;
-        self.idle_is_quiet(self.turns - turns)?;
+        let mut quiet = Ok(());
+        for _ in 0..QUIET_ROUNDS {
+            let turns = self.turns;
+            let until_ns = self.now_ns() + IDLE_NS;
+            self.run_until(until_ns, |_| false)?;
+            quiet = self.idle_is_quiet(self.turns - turns);
+            if quiet.is_ok() {
+                break;
+            }
+        }
+        quiet?;
         let journal = Rc::clone(&self.common.journal);
         checks::at_rest(&journal.borrow())?;
         checks::fair_shares(&journal.borrow())?;
@@ -264,6 +274,7 @@ impl World {
             }
         }
         self.turns += 1;
+        self.common.network.borrow_mut().begin_turn(*seat);
         let result = shard.turn(!idle, u64::MAX);
         let mut network = self.common.network.borrow_mut();
         match result {
@@ -355,9 +366,13 @@ impl World {
         let ports: Arc<[Arc<Port>]> = (0..plan.shards).map(|_| Arc::new(Port::new(COMMANDS_MAX, 64))).collect();
         let mut shards = Vec::new();
         for (index, port) in ports.iter().enumerate() {
-            let made = SimBackend::new(Rc::clone(&self.common.network), plan.host, plan.pool);
+            let network = Rc::clone(&self.common.network);
+            let made: std::io::Result<(Box<dyn Backend>, _)> = match plan.ring {
+                true => open_ring(network, plan.host, plan.pool),
+                false => SimBackend::new(network, plan.host, plan.pool).map(|(plain, seat)| (Box::new(plain) as _, seat)),
+            };
             let Ok((backend, seat)) = made else { return self.common.fail(pool_refused()) };
-            let shard = Shard::new(Box::new(backend), Arc::clone(&ports), index as u32, self.dice.next());
+            let shard = Shard::new(backend, Arc::clone(&ports), index as u32, self.dice.next());
             shards.push(SimShard { shard, port: Arc::clone(port), seat, asleep: false, stopped: false });
         }
         let node = &mut self.nodes[at];
@@ -622,7 +637,7 @@ impl World {
         let network = self.common.network.borrow();
         for (at, shard) in self.nodes.iter().enumerate().flat_map(|(at, node)| node.shards.iter().map(move |s| (at, s)))
         {
-            let (open, lent) = (network.open_things(shard.seat), network.slabs_lent(shard.seat));
+            let (open, lent) = (network.open_things(shard.seat), shard.shard.slabs_lent());
             if open > 0 || lent > 1 {
                 return self.broken("I15", format!("node {at} has left {open} descriptors open and {lent} slabs lent"));
             }

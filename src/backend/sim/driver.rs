@@ -468,8 +468,7 @@ impl Backend for SimBackend {
         }
         let backlog = !self.ready.is_empty() || !self.attempts.is_empty();
         let waits = deadline_ns > 0 && count == 0 && !backlog && !rang;
-        let Slabs { free, total } = self.pool.slabs();
-        self.network.borrow_mut().turned(self.seat, if waits { deadline_ns } else { 0 }, backlog, total - free);
+        self.network.borrow_mut().turned(self.seat, if waits { deadline_ns } else { 0 }, backlog);
         Ok(())
     }
 

@@ -18,6 +18,25 @@ mod network;
 pub(crate) use dice::Dice;
 pub(crate) use driver::SimBackend;
 pub(crate) use faults::{FAULTS, Fault, Faults};
+pub(crate) use network::{BackendId, Host, Id, Network, SharedNetwork, SimStream, Weather};
+
+/// The io_uring driver over a simulated kernel ring.
 #[cfg(all(target_os = "linux", feature = "uring"))]
-pub(crate) use network::Id;
-pub(crate) use network::{BackendId, Host, Network, SharedNetwork, SimStream, Weather};
+pub(crate) fn open_ring(
+    network: SharedNetwork,
+    host: Host,
+    pool: super::PoolOptions,
+) -> std::io::Result<(Box<dyn super::Backend>, BackendId)> {
+    super::uring::open_simulated(network, host, pool)
+}
+
+/// Where there is no io_uring driver, the plain one.
+#[cfg(not(all(target_os = "linux", feature = "uring")))]
+pub(crate) fn open_ring(
+    network: SharedNetwork,
+    host: Host,
+    pool: super::PoolOptions,
+) -> std::io::Result<(Box<dyn super::Backend>, BackendId)> {
+    let (backend, seat) = SimBackend::new(network, host, pool)?;
+    Ok((Box::new(backend), seat))
+}

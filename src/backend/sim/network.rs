@@ -75,7 +75,6 @@ struct Seat {
     /// The driver has more to report.
     backlog: bool,
     down: bool,
-    slabs_lent: usize,
 }
 
 /// The doorbell of a driver.
@@ -253,7 +252,6 @@ impl Network {
             waiting_until_ns: 0,
             backlog: false,
             down: false,
-            slabs_lent: 0,
         });
         BackendId(self.seats.len() - 1)
     }
@@ -294,14 +292,14 @@ impl Network {
     }
 
     /// Another one takes it, and learns who is at the other end.
-    pub(crate) fn take(&mut self, seat: BackendId, stream: &SimStream) -> SocketAddr {
+    pub(crate) fn take(&mut self, seat: BackendId, stream: &SimStream) -> (Id, SocketAddr) {
         self.transit.retain(|(id, _)| *id != stream.id);
         let mut remote = SocketAddr::new(Host(0).ip(), 0);
         if let Thing::End(end) = &mut self.things[stream.id.0 as usize] {
             (end.seat, end.queued, remote) = (seat, false, end.remote);
         }
         self.note("moved", u64::from(stream.id.0), seat.0 as u64);
-        remote
+        (stream.id, remote)
     }
 
     /// Whether a driver has something to do now.
@@ -313,11 +311,6 @@ impl Network {
     /// Until when a driver waits; 0 if it does not.
     pub(crate) fn waiting_until_ns(&self, seat: BackendId) -> u64 {
         self.seats[seat.0].waiting_until_ns
-    }
-
-    /// Slabs that a driver has lent out, as it last said.
-    pub(crate) fn slabs_lent(&self, seat: BackendId) -> usize {
-        self.seats[seat.0].slabs_lent
     }
 
     /// Listeners and connections that a driver holds.
@@ -415,9 +408,14 @@ impl Network {
     }
 
     /// How a driver's turn ended.
-    pub(crate) fn turned(&mut self, seat: BackendId, waiting_until_ns: u64, backlog: bool, lent: usize) {
+    pub(crate) fn turned(&mut self, seat: BackendId, waiting_until_ns: u64, backlog: bool) {
         let seat = &mut self.seats[seat.0];
-        (seat.waiting_until_ns, seat.backlog, seat.slabs_lent) = (waiting_until_ns, backlog, lent);
+        (seat.waiting_until_ns, seat.backlog) = (waiting_until_ns, backlog);
+    }
+
+    /// A driver's turn begins: it does not wait.
+    pub(crate) fn begin_turn(&mut self, seat: BackendId) {
+        self.seats[seat.0].waiting_until_ns = 0;
     }
 
     /// Makes a driver look again at some time.

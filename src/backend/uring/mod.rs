@@ -17,6 +17,8 @@ mod op;
 mod probe;
 mod ring;
 mod seam;
+#[cfg(any(test, feature = "simulation"))]
+mod simulated;
 mod submit;
 mod turn;
 
@@ -29,6 +31,8 @@ use slab::Slab;
 
 use self::op::{Op, Sending, State, Work};
 pub(super) use self::probe::self_test;
+#[cfg(any(test, feature = "simulation"))]
+pub(super) use self::simulated::open_simulated;
 use self::ring::KernelRing;
 use self::seam::{Cqe, Ring};
 use super::options::{BackendOptions, Kind, SocketOptions};
