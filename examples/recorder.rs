@@ -43,7 +43,7 @@ mod linux {
     }
 
     fn tick(number: u64) -> [u8; TICK_BYTES] {
-        let price = 4_800_00 + number % 97;
+        let price = 480_000 + number % 97;
         let mut tick = [0; TICK_BYTES];
         tick[..8].copy_from_slice(&number.to_be_bytes());
         tick[8..].copy_from_slice(&price.to_be_bytes());

@@ -38,8 +38,10 @@ pub use shard::{
     AckMode, DeliveryGuarantee, DisconnectReason, DropCause, Event, RejectReason, SendMode, ShardStats, SocketId,
     Stats, UnknownName,
 };
+#[cfg(feature = "json")]
+pub use socket::JsonError;
 pub use socket::{
     Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Events, IdentityMessages,
-    Messages, Payload, Payloads, Received, RecvError, SendError, Socket, SocketBuilder, Søcket, TryRecvError,
-    TrySendError, WaitError, blocking, inline,
+    MessageSink, Messages, Payload, Payloads, Received, RecvError, SendError, Socket, SocketBuilder, Søcket,
+    TryRecvError, TrySendError, WaitError, blocking, inline,
 };

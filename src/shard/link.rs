@@ -399,8 +399,19 @@ impl Shard {
     pub(super) fn die(&mut self, key: LinkKey, reason: DisconnectReason) {
         let now_ns = self.now_ns;
         let Some(link) = self.link(key) else { return };
-        if !link.is_live() {
-            return self.end(key);
+        match link.state {
+            State::Live => {}
+            // Whoever dialled has to know.
+            State::Shaking { .. } => {
+                let text = format!("failed before its HELLO: {reason}");
+                return self.refuse(key, RejectReason::Handshake(text), false);
+            }
+            State::Held { .. } => {
+                let origin = link.origin;
+                self.end(key);
+                return self.tell_origin(origin, &reason.to_string(), true);
+            }
+            _ => return self.end(key),
         }
         let (id, identity, origin, heard) = (link.socket, link.identity, link.origin, link.heard);
         let address = link.address.clone();

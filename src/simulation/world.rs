@@ -369,7 +369,9 @@ impl World {
             let network = Rc::clone(&self.common.network);
             let made: std::io::Result<(Box<dyn Backend>, _)> = match plan.ring {
                 true => open_ring(network, plan.host, plan.pool),
-                false => SimBackend::new(network, plan.host, plan.pool).map(|(plain, seat)| (Box::new(plain) as _, seat)),
+                false => {
+                    SimBackend::new(network, plan.host, plan.pool).map(|(plain, seat)| (Box::new(plain) as _, seat))
+                }
             };
             let Ok((backend, seat)) = made else { return self.common.fail(pool_refused()) };
             let shard = Shard::new(backend, Arc::clone(&ports), index as u32, self.dice.next());
@@ -634,12 +636,15 @@ impl World {
         if !self.run_until(until_ns, stopped)? {
             return self.broken("I15", "an engine does not stop".to_owned());
         }
-        let network = self.common.network.borrow();
-        for (at, shard) in self.nodes.iter().enumerate().flat_map(|(at, node)| node.shards.iter().map(move |s| (at, s)))
-        {
-            let (open, lent) = (network.open_things(shard.seat), shard.shard.slabs_lent());
-            if open > 0 || lent > 1 {
-                return self.broken("I15", format!("node {at} has left {open} descriptors open and {lent} slabs lent"));
+        for at in 0..self.nodes.len() {
+            for SimShard { shard, seat, .. } in std::mem::take(&mut self.nodes[at].shards) {
+                let lent = shard.slabs_lent();
+                // As a thread that ends does.
+                drop(shard);
+                let open = self.common.network.borrow().open_things(seat);
+                if open > 0 || lent > 1 {
+                    return self.broken("I15", format!("node {at} has left {open} descriptors open and {lent} slabs lent"));
+                }
             }
         }
         Ok(())

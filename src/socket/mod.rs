@@ -7,7 +7,10 @@ mod core;
 mod endpoint;
 mod error;
 pub mod inline;
+#[cfg(feature = "json")]
+mod json;
 mod payload;
+mod sink;
 mod stream;
 mod wait;
 
@@ -27,7 +30,10 @@ pub use endpoint::{Endpoint, EndpointError};
 pub use error::{
     BindError, BuildError, CloseReport, ConnectError, RecvError, SendError, TryRecvError, TrySendError, WaitError,
 };
+#[cfg(feature = "json")]
+pub use json::JsonError;
 pub use payload::{Batch, Payload, Payloads, Received};
+pub use sink::MessageSink;
 pub use stream::{Events, IdentityMessages, Messages};
 
 /// A smart socket: binds and connects, any number of times each, holds any number of peers, and turns their streams into messages.
@@ -356,6 +362,11 @@ impl Socket {
     /// All messages with who sent them, until the socket is closed.
     pub fn identity_messages(&self) -> IdentityMessages<'_> {
         IdentityMessages::new(self)
+    }
+
+    /// The socket as a `Sink` of messages.
+    pub fn sink(&self) -> MessageSink<'_> {
+        MessageSink::new(self)
     }
 
     /// The name by which peers know this socket.

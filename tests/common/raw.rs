@@ -135,6 +135,11 @@ impl RawPeer {
         self.stream.write_all(bytes).expect("written");
     }
 
+    /// Fails when the connection is closed, waits when the other end does not read.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
     /// The next frame; `None` when the connection is closed.
     #[track_caller]
     pub(crate) fn read_frame(&mut self) -> Option<(u8, Vec<u8>)> {

@@ -339,6 +339,6 @@ fn blocking_and_async_are_one_socket(backend: Backend) {
 fn what_is_not_there_is_refused(backend: Backend) {
     let engine = engine(backend);
     let builder = Socket::builder().engine(&engine).delivery_guarantee(DeliveryGuarantee::AtLeastOnce);
-    let text = builder.send_mode(Publish).build().err().expect("never for PUBLISH").to_string();
+    let text = builder.send_mode(Publish).build().expect_err("never for PUBLISH").to_string();
     assert!(!text.is_empty());
 }

@@ -31,10 +31,10 @@ use slab::Slab;
 
 use self::op::{Op, Sending, State, Work};
 pub(super) use self::probe::self_test;
-#[cfg(any(test, feature = "simulation"))]
-pub(super) use self::simulated::open_simulated;
 use self::ring::KernelRing;
 use self::seam::{Cqe, Ring};
+#[cfg(any(test, feature = "simulation"))]
+pub(super) use self::simulated::open_simulated;
 use super::options::{BackendOptions, Kind, SocketOptions};
 use super::pool::Pool;
 use super::sockets::Stream;

@@ -241,7 +241,8 @@ impl SimRing {
             self.post(user_data, result, false, None);
             return true;
         }
-        let one_shot = matches!(pending.request, Request::Recv { .. } | Request::Send { .. } | Request::SendMessage { .. });
+        let one_shot =
+            matches!(pending.request, Request::Recv { .. } | Request::Send { .. } | Request::SendMessage { .. });
         if one_shot && pending.sent == 0 && self.strikes(Fault::RingNotNow, 64) {
             let result = if self.network.borrow_mut().dice.once_in(2) { -libc::EINTR } else { -libc::EAGAIN };
             self.post(user_data, result, false, None);
@@ -462,11 +463,7 @@ impl Ring for SimRing {
 
     fn adopt(&mut self, accepted: i32) -> SimSocket {
         assert!(self.descriptors.borrow().contains_key(&accepted), "adopted once");
-        SimSocket {
-            descriptor: accepted,
-            descriptors: Rc::clone(&self.descriptors),
-            network: Rc::clone(&self.network),
-        }
+        SimSocket { descriptor: accepted, descriptors: Rc::clone(&self.descriptors), network: Rc::clone(&self.network) }
     }
 
     fn id(&self, socket: &SimSocket) -> i32 {
