@@ -44,6 +44,7 @@ impl Shared {
             by_reference_bytes: 0,
             cursors: 0,
             floor: Cursor::default(),
+            reached: Cursor::default(),
         };
         Self { options, low, held_bytes: AtomicUsize::new(0), list: Mutex::new(list) }
     }
@@ -89,6 +90,8 @@ pub(super) struct List {
     pub(super) cursors: usize,
     /// Where the backlog begins; means something only while `cursors` is 0. Aligned.
     pub(super) floor: Cursor,
+    /// The furthest place of all cursors that have left.
+    pub(super) reached: Cursor,
 }
 
 impl List {

@@ -75,7 +75,8 @@ impl Reader {
         self.join_from(false)
     }
 
-    /// The cursor `at` goes. If it was the last of all readers, the backlog begins at its frame. True if that let go
+    /// The cursor `at` goes. If it was the last of all readers, the backlog begins at its frame, or further on where one that
+    /// left earlier had come to: whoever joins next may be that one, and must not get the same again. True if that let go
     /// of chunks: there may be room for appends now.
     pub(crate) fn leave(&mut self, at: Cursor) -> bool {
         let shared = Arc::clone(&self.shared);
@@ -83,8 +84,11 @@ impl Reader {
         self.uncount(at.frame);
         self.cursors -= 1;
         list.cursors -= 1;
+        if at.frame > list.reached.frame {
+            list.reached = at.frame_start();
+        }
         if list.cursors == 0 {
-            list.floor = at.frame_start();
+            list.floor = list.reached;
         }
         if self.cursors > 0 {
             return self.release();

@@ -341,7 +341,7 @@ impl World {
                 if !self.cursors.is_empty() {
                     let (reader, at) = self.cursors.swap_remove(cursor % self.cursors.len());
                     self.readers[reader].leave(at);
-                    self.model.floor = at.frame;
+                    self.model.floor = self.model.floor.max(at.frame);
                 }
             }
             Op::Send { cursor, max_bytes, max_slices, short, keep } => {

@@ -20,6 +20,8 @@ pub(super) struct Dialer {
     socket: SocketId,
     target: Target,
     backoff: Backoff,
+    /// Its last link ended as if it had been refused.
+    unwanted: bool,
     /// Failed rounds since the last connection.
     attempt: u32,
     /// Addresses of the present round that have not been tried.
@@ -57,6 +59,7 @@ impl Shard {
             socket: id,
             target,
             backoff,
+            unwanted: false,
             attempt: 0,
             candidates: VecDeque::new(),
             state: State::Resolving,
@@ -162,9 +165,11 @@ impl Shard {
             }
             _ => {}
         }
-        if rejected {
+        // Once may be an accident that came soon after the handshake; twice in a row is a refusal.
+        if rejected && dialer.unwanted {
             dialer.backoff.rejected();
         }
+        dialer.unwanted = rejected;
         dialer.attempt += 1;
         let delay_ns = dialer.backoff.next(&mut self.rng);
         dialer.state = State::Waiting { until_ns: now_ns + delay_ns };

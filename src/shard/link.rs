@@ -503,9 +503,8 @@ fn give_up(socket: &mut ShardSocket, mut link: Link, expires_ns: u64) {
         let at = link.cursor.frame_start();
         let unsent = socket.reader.tail().messages() - at.messages();
         socket.reader.leave(at);
-        if socket.shared.log.cursors() > 0 {
-            missed += unsent;
-        }
+        // What is left for the next peer is not lost.
+        missed += unsent.saturating_sub(socket.shared.log.backlog_messages());
     }
     if missed > 0 {
         Counters::add(&socket.shared.counters.dropped, missed);

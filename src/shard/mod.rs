@@ -133,7 +133,7 @@ struct ShardSocket {
     /// Message ids that its peers have used.
     seen: Windows,
     /// Ids of messages that the application has not acknowledged yet.
-    in_hand: std::collections::HashSet<crate::protocol::MsgId, crate::protocol::IdHash>,
+    in_hand: std::collections::HashMap<crate::protocol::MsgId, LinkKey, crate::protocol::IdHash>,
     /// Links that have died with something still to be settled by the backend.
     unsettled: usize,
     /// Its live links; each knows its place in here.
@@ -204,8 +204,9 @@ pub(crate) struct Shard {
 /// Completions of one backend turn are bounded by the backend; commands and dirty sockets by this.
 const INTAKE_MAX: usize = 1024;
 /// Message ids remembered of each peer, and of how many peers at most: what recognises a resend.
-const SEEN_IDS: usize = 4096;
-const SEEN_PEERS_MAX: usize = 4096;
+/// More than a link of ours has pending, so that all that comes again after a cut is recognised; 300 KiB at most for a peer.
+const SEEN_IDS: usize = 8192;
+const SEEN_PEERS_MAX: usize = 1024;
 
 impl Shard {
     pub(crate) fn new(backend: Box<dyn Backend>, ports: Arc<[Arc<Port>]>, index: u32, seed: u64) -> Shard {
@@ -370,7 +371,7 @@ impl Shard {
             mail_at,
             parked: std::collections::HashMap::new(),
             seen,
-            in_hand: std::collections::HashSet::default(),
+            in_hand: std::collections::HashMap::default(),
             unsettled: 0,
             links: Vec::new(),
             by_identity: std::collections::HashMap::new(),

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 
 use super::link::{InFlight, State};
+use super::retain::KEPT_RANGE_BYTES_MAX;
 use super::{Command, DeliveryGuarantee, DisconnectReason, LinkKey, Op, Shard, SocketId, Timer, token};
 use crate::log::Cursor;
 use crate::shard::stats::Counters;
@@ -92,7 +93,9 @@ impl Shard {
         let (mut from, mut to) = (link.cursor, link.cursor);
         let mut until = socket.visible;
         if let Some(lane) = &mut link.lane {
+            let held_back = lane.cursor.is_aligned() && link.retained.as_ref().is_some_and(|kept| kept.is_full());
             let due = match lane.next_after() {
+                _ if held_back => None,
                 _ if socket.hub.is_some() => Some(Cursor::END),
                 Some(after) if after.position() > link.cursor.position() => {
                     if after.position() < until.position() {
@@ -107,7 +110,8 @@ impl Shard {
             };
             if let Some(due) = due {
                 (of_lane, from) = (true, lane.cursor);
-                to = lane.reader.gather_until(from, due, RANGE_BYTES_MAX, room, &mut slices);
+                let bytes = if link.retained.is_some() { KEPT_RANGE_BYTES_MAX } else { RANGE_BYTES_MAX };
+                to = lane.reader.gather_until(from, due, bytes, room, &mut slices);
             }
         }
         if !of_lane && socket.hub.is_none() {

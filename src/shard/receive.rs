@@ -235,11 +235,14 @@ fn accept(socket: &mut ShardSocket, control: &mut BytesMut, arrived: Inbound) {
         let Some(id) = message.msg_id else { continue };
         let fresh = socket.seen.insert(&arrived.identity, id);
         if fresh && !on_receipt && socket.in_hand.len() < IN_HAND_MAX {
-            socket.in_hand.insert(id);
+            socket.in_hand.insert(id, arrived.link);
         }
-        // One that the application is not done with yet is acknowledged when it is: until then the sender must keep it.
-        if on_receipt || !fresh && !socket.in_hand.contains(&id) {
-            control.extend_from_slice(&protocol::ack(id));
+        // One that the application is not done with yet is acknowledged when it is, on the link where it has come last: until
+        // then its sender must keep it.
+        match socket.in_hand.get_mut(&id) {
+            Some(link) if !on_receipt => *link = arrived.link,
+            _ if on_receipt || !fresh => control.extend_from_slice(&protocol::ack(id)),
+            _ => {}
         }
         if !fresh {
             duplicates += 1;
@@ -261,11 +264,9 @@ fn accept(socket: &mut ShardSocket, control: &mut BytesMut, arrived: Inbound) {
 impl Shard {
     /// The application is done with messages: their ACKs go out between its next frames.
     pub(super) fn acknowledge(&mut self, id: SocketId, acks: &[(LinkKey, MsgId)]) {
-        if let Some(socket) = self.socket(id) {
-            for (_, msg_id) in acks {
-                socket.in_hand.remove(msg_id);
-            }
-        }
+        let Some(socket) = self.socket(id) else { return };
+        let last = |(link, id): &(LinkKey, MsgId)| (socket.in_hand.remove(id).unwrap_or(*link), *id);
+        let acks: Vec<_> = acks.iter().map(last).collect();
         for of_link in acks.chunk_by(|a, b| a.0 == b.0) {
             let key = of_link[0].0;
             let Some(link) = self.link(key).filter(|link| link.is_live()) else { continue };

@@ -30,8 +30,12 @@ struct Kept {
     directed: bool,
 }
 
-/// More messages than any lane's bytes hold; the lane's limit comes first.
-const PENDING_MAX: usize = 1 << 20;
+/// Messages of a link that wait for their ACK at most, one send apart: what a receiver of ours recognises when it comes again.
+const PENDING_MAX: usize = 4096;
+/// Bytes that one send takes of a lane whose messages are kept.
+pub(super) const KEPT_RANGE_BYTES_MAX: usize = 64 * 1024;
+/// What a send may go beyond the limit: its smallest frames.
+const PENDING_MARGIN: usize = KEPT_RANGE_BYTES_MAX / 21 + 1;
 
 impl Retained {
     pub(super) fn new(config: &SocketConfig) -> Retained {
@@ -39,7 +43,7 @@ impl Retained {
             pending: Pending::new(PendingConfig {
                 resend_ns: config.resend_ns,
                 attempts_max: config.attempts_max,
-                capacity: PENDING_MAX,
+                capacity: PENDING_MAX + PENDING_MARGIN,
             }),
             deframer: Deframer::new(u32::MAX),
             timed_ns: u64::MAX,
@@ -83,6 +87,10 @@ impl Retained {
         if self.pending.insert(waiting, now_ns).is_ok() { bytes } else { 0 }
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        self.pending.len() >= PENDING_MAX
+    }
+
     pub(super) fn len(&self) -> usize {
         self.pending.len()
     }
@@ -117,6 +125,7 @@ impl Shard {
         }
         self.touch(id);
         self.distribute(id);
+        self.pump(key);
     }
 
     /// Sets the link's resend timer if the next one is earlier than what it is set for.

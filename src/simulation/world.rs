@@ -643,7 +643,8 @@ impl World {
                 drop(shard);
                 let open = self.common.network.borrow().open_things(seat);
                 if open > 0 || lent > 1 {
-                    return self.broken("I15", format!("node {at} has left {open} descriptors open and {lent} slabs lent"));
+                    return self
+                        .broken("I15", format!("node {at} has left {open} descriptors open and {lent} slabs lent"));
                 }
             }
         }
