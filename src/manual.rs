@@ -1,4 +1,16 @@
 //! The manual, one page a topic.
 
+#[doc = include_str!("docs/guarantees.md")]
+pub mod guarantees {}
+
+#[doc = include_str!("docs/limits.md")]
+pub mod limits {}
+
+#[doc = include_str!("docs/interop.md")]
+pub mod interop {}
+
+#[doc = include_str!("docs/failures.md")]
+pub mod failures {}
+
 #[doc = include_str!("docs/architecture.md")]
 pub mod architecture {}

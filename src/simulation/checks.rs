@@ -89,7 +89,7 @@ fn nothing_goes_to_two(journal: &Journal, sender: Life) -> Verdict {
 
 /// I1: at least once loses nothing while the sender lives. (The plans let nothing expire.)
 fn nothing_is_lost(journal: &Journal, sender: Life, record: &Record) -> Verdict {
-    if !record.is_at_least_once() || record.over || !record.sessions.iter().any(|session| session.to.is_none()) {
+    if !journal.stolen.is_empty() || !record.is_at_least_once() || record.over || !record.sessions.iter().any(|session| session.to.is_none()) {
         return Ok(());
     }
     // One who acknowledges on receipt and dies takes what its application had not seen with it.
@@ -112,7 +112,7 @@ fn nothing_is_lost(journal: &Journal, sender: Life, record: &Record) -> Verdict 
 fn gaps_have_reasons(journal: &Journal, receiver: Life, record: &Record) -> Verdict {
     for (&sender, numbers) in &record.received {
         let from = &journal.lives[sender.0 as usize];
-        if from.mode != SendMode::Publish {
+        if from.mode != SendMode::Publish || journal.stolen.contains(&record.identity) {
             continue;
         }
         let between = |pair: &&[u32]| (pair[0] + 1..pair[1]).any(|number| from.sent[number as usize].to.is_none());

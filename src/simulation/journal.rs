@@ -79,6 +79,8 @@ pub(super) struct Session {
 pub(super) struct Journal {
     pub(super) lives: Vec<Record>,
     pub(super) messages_received: u64,
+    /// Identities that somebody else has claimed: what was sent to them may have come to him.
+    pub(super) stolen: Vec<Identity>,
 }
 
 impl Journal {

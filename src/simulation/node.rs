@@ -75,7 +75,7 @@ impl Common {
         self.network.borrow().now_ns()
     }
 
-    async fn sleep(&self, ns: u64) {
+    pub(super) async fn sleep(&self, ns: u64) {
         let until_ns = self.now_ns() + ns;
         std::future::poll_fn(|cx| {
             if self.now_ns() >= until_ns {

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::checks;
+use super::hostile::{self, Hostile};
 use super::node::{Actor, Common, Kind, Node, SimShard, SimSocket, Task};
 use super::plan::{NodePlan, Plan};
 use super::report::{Outcome, Violation};
 use crate::backend::Backend;
-use crate::backend::sim::{Dice, Fault, Network, SimBackend, open_ring};
+use crate::backend::sim::{BackendId, Dice, Fault, Host, Network, SimBackend, open_ring};
 use crate::engine::Engine;
 use crate::protocol::Identity;
 use crate::shard::{DisconnectReason, Event, Port, Shard, Turn};
@@ -46,6 +47,9 @@ pub(super) struct World {
     common: Common,
     nodes: Vec<Node>,
     tasks: Vec<Task>,
+    /// Connections that are no good.
+    hostiles: Vec<Task>,
+    hostile_seat: BackendId,
     turns: u64,
     /// Steps since time last moved.
     steps_at_once: u64,
@@ -64,6 +68,7 @@ impl World {
         if verbose {
             network.set_verbose();
         }
+        let hostile_seat = network.sit(Host(200));
         let nodes = plans.iter().map(|_| Node::default()).collect();
         let common = Common {
             network: Rc::new(RefCell::new(network)),
@@ -81,6 +86,8 @@ impl World {
             common,
             nodes,
             tasks: Vec::new(),
+            hostiles: Vec::new(),
+            hostile_seat,
             turns: 0,
             steps_at_once: 0,
             next_mischief_ns: 0,
@@ -200,6 +207,11 @@ impl World {
             match runnable[self.dice.index(runnable.len())] {
                 Runnable::Shard(node, shard) => self.turn(node, shard)?,
                 Runnable::Task(task) => self.poll(task),
+                Runnable::Hostile(at) => {
+                    if self.hostiles[at].poll() {
+                        self.hostiles.swap_remove(at);
+                    }
+                }
             }
             return Ok(true);
         }
@@ -235,6 +247,11 @@ impl World {
         for (at, task) in self.tasks.iter().enumerate() {
             if task.woken.0.load(Ordering::Relaxed) && self.nodes[task.node].paused_until_ns <= now_ns {
                 runnable.push(Runnable::Task(at));
+            }
+        }
+        for (at, task) in self.hostiles.iter().enumerate() {
+            if task.woken.0.load(Ordering::Relaxed) {
+                runnable.push(Runnable::Hostile(at));
             }
         }
         runnable
@@ -494,6 +511,7 @@ impl World {
         if one != other && strikes(self, Fault::PartitionOneWay, 4) {
             self.common.network.borrow_mut().cut(host, remote, until_ns);
         }
+        self.let_in_hostile();
         let runs = self.nodes[one].returns_ns.is_none();
         if runs && strikes(self, Fault::Pause, 8) {
             self.nodes[one].paused_until_ns = now_ns + self.dice.magnitude(MS, 20 * S);
@@ -509,6 +527,24 @@ impl World {
         Some(())
     }
 
+    /// Somebody who means no good connects to a socket that listens.
+    fn let_in_hostile(&mut self) {
+        let kind = hostile::KINDS[self.dice.index(hostile::KINDS.len())];
+        let node = self.dice.index(self.nodes.len());
+        let Some(port) = self.plans[node].sockets[0].port else { return };
+        let Some(victim) = self.nodes[self.dice.index(self.nodes.len())].identities.first().copied() else { return };
+        if !self.common.network.borrow_mut().strikes(kind, 1) {
+            return;
+        }
+        if kind == Fault::HostileStolenIdentity {
+            self.common.journal.borrow_mut().stolen.push(victim);
+        }
+        let to = std::net::SocketAddr::new(self.plans[node].host.ip(), port);
+        let dice = Dice::new(self.dice.next());
+        let hostile = Hostile { common: self.common.clone(), seat: self.hostile_seat, to, kind, victim, dice };
+        self.hostiles.push(Task::new(node, Kind::SetUp, hostile.misbehave()));
+    }
+
     fn close_socket(&mut self, node: usize, socket: usize) {
         let Some(actor) = self.actor(node, socket) else { return };
         if let Some(closing) = self.nodes[node].sockets[socket].take() {
@@ -519,6 +555,8 @@ impl World {
     }
 
     fn heal(&mut self) {
+        self.hostiles.clear();
+        self.common.network.borrow_mut().kill(self.hostile_seat, false);
         self.common.network.borrow_mut().heal();
         self.common.healed.set(true);
         for at in 0..self.nodes.len() {
@@ -660,4 +698,5 @@ fn pool_refused() -> Violation {
 enum Runnable {
     Shard(usize, usize),
     Task(usize),
+    Hostile(usize),
 }

@@ -123,15 +123,15 @@ fn short_lengths_are_skipped(row: Row) {
     });
 }
 
-/// What a lively peer says.
-fn conversation() -> Vec<u8> {
-    let frames = [hello(1), data(b"one"), frame(HEARTBEAT, b""), data_req([9; 16], b"two"), data(b"")];
+/// What a lively peer says; each time under another message id, or it would be a duplicate.
+fn conversation(msg_id: u8) -> Vec<u8> {
+    let frames = [hello(1), data(b"one"), frame(HEARTBEAT, b""), data_req([msg_id; 16], b"two"), data(b"")];
     frames.concat()
 }
 
 fn truncated_at_every_byte(row: Row) {
     beside_a_good_peer(row, |address, server| {
-        let all = conversation();
+        let all = conversation(0);
         for at in 0..all.len() {
             let mut peer = RawPeer::dial(address);
             peer.send(&all[..at]);
@@ -143,8 +143,8 @@ fn truncated_at_every_byte(row: Row) {
 
 fn split_at_every_byte(row: Row) {
     beside_a_good_peer(row, |address, server| {
-        let all = conversation();
-        for at in 1..all.len() {
+        for at in 1..conversation(0).len() {
+            let all = conversation(at as u8);
             let mut peer = RawPeer::dial(address);
             peer.send(&all[..at]);
             thread::sleep(Duration::from_millis(1));
