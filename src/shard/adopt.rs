@@ -46,7 +46,10 @@ impl Shard {
                 let port = socket.shared.ports[shard].clone();
                 self.pass(port, Command::Adopt(Box::new(moving)));
             }
-            None => tracing::error!("a connection could not move to its shard: operations are pending"),
+            None => {
+                socket.shared.dismiss();
+                tracing::error!("a connection could not move to its shard: operations are pending");
+            }
         }
         true
     }
@@ -60,13 +63,15 @@ impl Shard {
         let conn = match self.backend.attach(stream) {
             Ok(conn) => conn,
             Err(error) => {
+                socket.shared.dismiss();
                 Counters::add(&socket.shared.counters.rejects, 1);
                 let reason = RejectReason::Handshake(format!("could not be taken over: {error}"));
                 report(&socket.shared, Event::Rejected { address, reason });
                 return self.tell_origin(origin, &error.to_string(), false);
             }
         };
-        if socket.closing.is_some() || socket.links_open >= socket.shared.config.peers_max {
+        if socket.closing.is_some() {
+            socket.shared.dismiss();
             self.backend.close(conn);
             return self.tell_origin(origin, "the socket takes no more peers", true);
         }

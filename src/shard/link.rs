@@ -177,7 +177,7 @@ impl Shard {
             self.backend.close(conn);
             return;
         };
-        if socket.links_open >= socket.shared.config.peers_max {
+        if !socket.shared.admit() {
             Counters::add(&socket.shared.counters.rejects, 1);
             report(&socket.shared, Event::Rejected { address, reason: RejectReason::TooManyPeers });
             self.backend.close(conn);
@@ -480,6 +480,7 @@ impl Shard {
         let id = link.socket;
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
         socket.links_open -= 1;
+        socket.shared.dismiss();
         socket.held.retain(|&held| held != key);
         if link.live_since_ns != 0 {
             socket.unsettled -= 1;

@@ -183,6 +183,8 @@ pub(crate) struct SocketShared {
     /// 0, or the number of the wait that began when a sender found the log full.
     blocked: AtomicU64,
     waits: AtomicU64,
+    /// Connections on all shards, whatever their state.
+    connections: AtomicUsize,
     /// What each shard has of it.
     shares: Box<[CachePadded<Share>]>,
     phase: AtomicU8,
@@ -211,6 +213,7 @@ impl SocketShared {
             room: event_listener::Event::new(),
             blocked: AtomicU64::new(0),
             waits: AtomicU64::new(0),
+            connections: AtomicUsize::new(0),
             shares: ports.iter().map(|_| CachePadded::new(Share::default())).collect(),
             ports,
             phase: AtomicU8::new(Phase::Open as u8),
@@ -278,6 +281,20 @@ impl SocketShared {
                 dirty.store(false, Ordering::SeqCst);
             }
         }
+    }
+
+    /// Counts a connection in, on whichever shard it is; false if there are `peers_max`.
+    pub(crate) fn admit(&self) -> bool {
+        let admitted = self.connections.fetch_add(1, Ordering::Relaxed) < self.config.peers_max;
+        if !admitted {
+            self.dismiss();
+        }
+        admitted
+    }
+
+    /// A connection that was counted in is gone.
+    pub(crate) fn dismiss(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// A link of this socket lives on `shard` now.

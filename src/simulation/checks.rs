@@ -89,7 +89,11 @@ fn nothing_goes_to_two(journal: &Journal, sender: Life) -> Verdict {
 
 /// I1: at least once loses nothing while the sender lives. (The plans let nothing expire.)
 fn nothing_is_lost(journal: &Journal, sender: Life, record: &Record) -> Verdict {
-    if !journal.stolen.is_empty() || !record.is_at_least_once() || record.over || !record.sessions.iter().any(|session| session.to.is_none()) {
+    if !journal.stolen.is_empty()
+        || !record.is_at_least_once()
+        || record.over
+        || !record.sessions.iter().any(|session| session.to.is_none())
+    {
         return Ok(());
     }
     // One who acknowledges on receipt and dies takes what its application had not seen with it.

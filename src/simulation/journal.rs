@@ -167,7 +167,8 @@ impl Journal {
         if record.sessions.iter().any(|session| session.peer == peer && session.to.is_none()) {
             return Err(Violation { invariant: "I8", text: format!("{life:?} has two links to {peer}") });
         }
-        let from = record.sent.len() as u32;
+        // What was sent before anybody came is kept for the first.
+        let from = if record.sessions.is_empty() { 0 } else { record.sent.len() as u32 };
         record.sessions.push(Session { peer, from, to: None });
         Ok(())
     }

@@ -239,10 +239,10 @@ impl Actor {
         let verdict = match (self.dice.pick(0, 2), to) {
             (0, None) => tried(self.socket.try_send(&message[..])),
             (0, Some(to)) => tried(self.socket.try_send_to(to, &message[..])),
-            (1, None) => self.send_or_drop(|| self.socket.send(owned())).await,
-            (1, Some(to)) => self.send_or_drop(|| self.socket.send_to(to, owned())).await,
-            (_, None) => self.send_or_drop(|| self.socket.send(&message[..])).await,
-            (_, Some(to)) => self.send_or_drop(|| self.socket.send_to(to, &message[..])).await,
+            (1, None) => self.send_or_drop(None, || self.socket.send(owned())).await,
+            (1, Some(to)) => self.send_or_drop(Some(to), || self.socket.send_to(to, owned())).await,
+            (_, None) => self.send_or_drop(None, || self.socket.send(&message[..])).await,
+            (_, Some(to)) => self.send_or_drop(Some(to), || self.socket.send_to(to, &message[..])).await,
         };
         if verdict == Verdict::Accepted {
             if self.common.verbose {
@@ -254,8 +254,8 @@ impl Actor {
         verdict != Verdict::Closed
     }
 
-    /// Waits for a send, or gives it up at the first occasion.
-    async fn send_or_drop<F>(&self, send: impl FnOnce() -> F) -> Verdict
+    /// Waits for a send, or gives it up at the first occasion; in the end also when it waits for somebody who is gone for good.
+    async fn send_or_drop<F>(&self, to: Option<Identity>, send: impl FnOnce() -> F) -> Verdict
     where
         F: Future<Output = Result<(), SendError>>,
     {
@@ -264,6 +264,9 @@ impl Actor {
             Poll::Ready(Ok(())) => Poll::Ready(Verdict::Accepted),
             Poll::Ready(Err(error)) => Poll::Ready(Verdict::of(&error)),
             Poll::Pending if self.common.network.borrow_mut().strikes(Fault::FutureDropped, 3) => {
+                Poll::Ready(Verdict::Refused)
+            }
+            Poll::Pending if self.common.healed.get() && to.is_some_and(|to| !self.socket.peers().contains(&to)) => {
                 Poll::Ready(Verdict::Refused)
             }
             Poll::Pending => Poll::Pending,

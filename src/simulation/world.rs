@@ -34,6 +34,8 @@ const QUIET_NS: u64 = 30 * S;
 const COMMANDS_MAX: usize = 512;
 /// Acknowledgements of a large backlog may take a while over small windows.
 const QUIET_ROUNDS: usize = 20;
+/// The largest entry of a receive queue, by which it may exceed its limit: the largest message that any plan has.
+const ENTRY_BYTES_MAX: usize = 600 * 1024;
 const IDLE_NS: u64 = 20 * S;
 /// Virtual time for closing: linger, drain, and a bit.
 const CLOSED_NS: u64 = 10 * S;
@@ -131,7 +133,14 @@ impl World {
         }
         // What was begun is finished, and a last round in which nothing may be lost.
         let until_ns = self.now_ns() + DRAINED_NS;
-        if !self.run_until(until_ns, |world| !world.has_task(Kind::Send))? {
+        let mut sent = false;
+        while !sent && self.now_ns() < until_ns {
+            // Whoever waits for somebody who will not come back looks up now and then.
+            self.tasks.iter().for_each(|task| task.woken.0.store(true, Ordering::Relaxed));
+            let look_ns = self.now_ns() + IDLE_NS;
+            sent = self.run_until(look_ns, |world| !world.has_task(Kind::Send))?;
+        }
+        if !sent {
             return self
                 .broken("I11", format!("senders are stuck though nothing goes wrong any more: {}", self.stuck()));
         }
@@ -356,7 +365,9 @@ impl World {
                             Fault::PowerLoss,
                             Fault::Pause,
                         ];
-                        if reason == DisconnectReason::Silent && !silencers.iter().any(|&f| network.faults.had(f)) {
+                        let honest = journal.living(identity).is_some() && !journal.stolen.contains(&identity);
+                        let silenced = silencers.iter().any(|&fault| network.faults.had(fault));
+                        if reason == DisconnectReason::Silent && honest && !silenced {
                             let text = format!("{life:?} found {identity} silent, and nothing had silenced it");
                             return Err(Violation { invariant: "I12", text });
                         }
@@ -366,7 +377,7 @@ impl World {
             }
             if self.turns % 8 == 0 {
                 let stats = socket.stats();
-                let (log_max, queue_max) = (plans[at].log_bytes(), plans[at].receive_bytes() + plans[at].log_bytes());
+                let (log_max, queue_max) = (plans[at].log_bytes(), plans[at].receive_bytes() + ENTRY_BYTES_MAX);
                 if stats.log_bytes > log_max as u64 || stats.receive_bytes > queue_max as u64 {
                     let text = format!("{life:?} holds {} of log, {} received", stats.log_bytes, stats.receive_bytes);
                     return Err(Violation { invariant: "I9", text });
@@ -646,6 +657,10 @@ impl World {
             if circle && (known < all && !waits || known != all && !record.is_at_least_once()) {
                 let text = format!("{life:?} sent {all} in the circle; delivered {delivered}: {stats:?}");
                 return self.broken("I10", text);
+            }
+            let certain = directed == 0 && stats.peers > 0 && journal.stolen.is_empty();
+            if record.is_at_least_once() && certain && stats.messages_acknowledged != all {
+                return self.broken("I11", format!("{life:?} sent {all}, not all acknowledged once: {stats:?}"));
             }
             if stats.messages_sent != record.undirected {
                 let text = format!("{life:?} sent {} messages and counts {}", record.undirected, stats.messages_sent);

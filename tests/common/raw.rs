@@ -54,7 +54,7 @@ pub(crate) struct RawPeer {
 impl RawPeer {
     /// Connects; says nothing.
     pub(crate) fn dial(address: &Address) -> RawPeer {
-        RawPeer::over(TcpStream::connect(socket_addr(address)).expect("connected"))
+        RawPeer::from_stream(TcpStream::connect(socket_addr(address)).expect("connected"))
     }
 
     /// Connects with a receive buffer of so many bytes, so that it is full soon.
@@ -64,7 +64,7 @@ impl RawPeer {
         let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).expect("a socket");
         socket.set_recv_buffer_size(buffer_bytes).expect("a small buffer");
         socket.connect(&address.into()).expect("connected");
-        RawPeer::over(socket.into())
+        RawPeer::from_stream(socket.into())
     }
 
     /// Connects and shakes hands under this name.
@@ -84,10 +84,11 @@ impl RawPeer {
 
     /// Takes a connection.
     pub(crate) fn accept(listener: &TcpListener) -> RawPeer {
-        RawPeer::over(listener.accept().expect("a connection").0)
+        RawPeer::from_stream(listener.accept().expect("a connection").0)
     }
 
-    fn over(stream: TcpStream) -> RawPeer {
+    /// Over a connection that the test has made.
+    pub(crate) fn from_stream(stream: TcpStream) -> RawPeer {
         stream.set_nodelay(true).expect("no delay");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         RawPeer { stream }

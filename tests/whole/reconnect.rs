@@ -104,7 +104,11 @@ fn the_same_identity_from_somewhere_else(row: Row) {
         eventually("it is there", || server.peers() == [Identity::from([5; 16])]);
         server.send_to(Identity::from([5; 16]), &number(round)).expect("sent");
         assert_eq!(peer.read_data(), number(round));
-        if round % 2 == 0 { peer.close() } else { peer.reset() }
+        if round % 2 == 0 {
+            peer.close()
+        } else {
+            peer.reset()
+        }
         eventually("it is gone", || server.peers().is_empty());
     }
     assert_eq!(server.stats().rejects, 0);
@@ -175,8 +179,10 @@ fn a_peer_that_stops_reading(row: Row) {
     let told = event(&publisher, |event| matches!(event, Event::Dropped { .. }));
     assert!(matches!(told, Event::Dropped { identity, messages, .. } if identity == stalled && messages > 0), "{told}");
     assert_eq!(publisher.peers().len(), 4);
-    let stats = publisher.stats();
-    assert_eq!(stats.messages_delivered + stats.messages_dropped, COUNT * 5, "{stats:?}");
+    eventually("every delivery is counted", || publisher.stats().messages_delivered >= COUNT * 4);
+    // What it missed is what filled the log while it held the publisher.
+    let dropped = publisher.stats().messages_dropped;
+    assert!((1..=2 * MIB as u64 / 2_000).contains(&dropped), "{dropped}");
 }
 
 /// A process that is stopped: its kernel still takes what is sent to it, but it says nothing.
@@ -220,7 +226,9 @@ fn cut_links_come_back_soon(row: Row) {
         server.send(&number(round)).expect("sent");
         assert_eq!(recv_value(&client), round);
         proxy.cut();
-        eventually("both ends have noticed", || server.stats().disconnects > round && client.stats().disconnects > round);
+        eventually("both ends have noticed", || {
+            server.stats().disconnects > round && client.stats().disconnects > round
+        });
         let began = Instant::now();
         wait_for_peers(&client, 1);
         assert!(began.elapsed() < Duration::from_secs(1), "back after {:?}", began.elapsed());
