@@ -3,22 +3,12 @@
 
 mod common;
 
-use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{free_port, say_loudly, uring_problem, watched};
-
-/// The built example of this name.
-fn example(name: &str) -> PathBuf {
-    let program = std::env::current_exe().expect("this program's path");
-    // target/PROFILE/deps/this -> target/PROFILE/examples/name
-    let folder = program.parent().and_then(|deps| deps.parent()).expect("a target folder");
-    let path = folder.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    assert!(path.exists(), "{} is not built: `cargo test`, or `cargo build --examples`", path.display());
-    path
-}
+use aiomsg_uring::blocking::Socket;
+use common::{example, free_port, say_loudly, uring_problem, watched};
 
 fn start(name: &str, args: &[&str]) -> Child {
     let mut command = Command::new(example(name));
@@ -69,6 +59,60 @@ fn workers_bind() {
 #[test]
 fn workers_connect() {
     runs("workers_connect");
+}
+
+#[test]
+fn cookbook_by_identity() {
+    runs("cookbook_by_identity");
+}
+
+#[test]
+fn cookbook_relay() {
+    runs("cookbook_relay");
+}
+
+#[test]
+fn cookbook_two_creators() {
+    runs("cookbook_two_creators");
+}
+
+#[test]
+fn cookbook_proxy() {
+    runs("cookbook_proxy");
+}
+
+/// Proxies that are elsewhere, found through the environment.
+#[test]
+fn cookbook_proxy_with_a_list() {
+    watched("cookbook_proxy", || {
+        let proxies: Vec<_> = (0..2)
+            .map(|_| {
+                let [inside, outside] = [(); 2].map(|()| Socket::new().expect("a socket"));
+                let [near, far] = [&inside, &outside].map(|socket| socket.bind("127.0.0.1:0").expect("bound"));
+                thread::spawn(move || {
+                    while let Ok(message) = inside.recv() {
+                        outside.send(message).expect("sent");
+                    }
+                });
+                format!("{near}|{far}")
+            })
+            .collect();
+        let list = proxies.join(", ");
+        let mut command = Command::new(example("cookbook_proxy"));
+        command.env("PROXIES", &list).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let printed = finish("cookbook_proxy", command.spawn().expect("started"));
+        assert!(printed.contains(&list) && printed.contains("through 2 proxies"), "{printed}");
+    });
+}
+
+#[test]
+fn cookbook_work_queue() {
+    runs("cookbook_work_queue");
+}
+
+#[test]
+fn journal_worker() {
+    runs("journal_worker");
 }
 
 #[test]

@@ -26,7 +26,7 @@ use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aiomsg_uring::SendMode::{Publish, RoundRobin};
+use aiomsg_uring::SendMode::RoundRobin;
 use aiomsg_uring::{AckMode, Address, Backend, DeliveryGuarantee, Engine, Event, Identity, Socket, SocketBuilder};
 use aiomsg_uring::{DisconnectReason, RejectReason, blocking};
 use common::{

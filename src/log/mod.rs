@@ -191,6 +191,7 @@ impl Handle {
     }
 
     /// Cursors in all readers. Takes the lock.
+    #[cfg(test)]
     pub(crate) fn cursors(&self) -> usize {
         self.shared.lock().cursors
     }

@@ -64,9 +64,16 @@ impl Shard {
             }
             return;
         }
-        if socket.unsettled == 0 && self.undelivered(id) == 0 {
+        if socket.unsettled == 0 && self.undelivered(id) == 0 && self.is_quiet(id) {
             self.finish_sending(id);
         }
+    }
+
+    /// Whether no send is under way and no control frame waits for one.
+    fn is_quiet(&self, id: SocketId) -> bool {
+        let Some(socket) = self.sockets.get(id.index()).and_then(Option::as_ref) else { return true };
+        let quiet = |link: &super::link::Link| link.sending.is_none() && link.control.is_empty();
+        socket.links.iter().all(|key| self.links.get(key.slot as usize).is_none_or(quiet))
     }
 
     /// Messages, per addressed peer, that were accepted and not handed to the kernel.

@@ -62,9 +62,6 @@ pub(crate) struct Message {
     pub(crate) ack: Option<Ack>,
 }
 
-/// ACKs that go to a shard together.
-const ACKS_MAX: usize = 128;
-
 /// The application's place in a receive queue. Belongs to the socket, not to a handle of it: a handle that goes away strands nothing.
 #[derive(Default)]
 pub(crate) struct Walker {
@@ -74,9 +71,6 @@ pub(crate) struct Walker {
     in_hand: Option<Ack>,
     /// Or the messages, from an offset on.
     run_in_hand: Option<(Inbound, usize)>,
-    /// What it is done with, all of one link.
-    done: Vec<MsgId>,
-    done_of: Option<(u32, LinkKey)>,
 }
 
 impl Walker {
@@ -133,7 +127,7 @@ impl Walker {
     #[inline]
     fn let_go(&mut self, shared: &SocketShared) {
         if let Some(ack) = self.in_hand.take() {
-            self.settle(shared, ack);
+            shared.acknowledge(ack.shard, ack.link, &[ack.id]);
         }
         if self.run_in_hand.is_some() {
             self.let_run_go(shared);
@@ -143,28 +137,14 @@ impl Walker {
     #[cold]
     fn let_run_go(&mut self, shared: &SocketShared) {
         let Some((run, mut at)) = self.run_in_hand.take() else { return };
-        while let Some(message) = protocol::next_message(&run.frames, &mut at) {
-            if let Some(id) = message.msg_id {
-                self.settle(shared, Ack { shard: run.shard, link: run.link, id });
-            }
-        }
+        let next = || protocol::next_message(&run.frames, &mut at);
+        let ids: Vec<MsgId> = std::iter::from_fn(next).filter_map(|message| message.msg_id).collect();
+        shared.acknowledge(run.shard, run.link, &ids);
     }
 
-    fn settle(&mut self, shared: &SocketShared, ack: Ack) {
-        if self.done_of != Some((ack.shard, ack.link)) || self.done.len() >= ACKS_MAX {
-            self.send_acks(shared);
-            self.done_of = Some((ack.shard, ack.link));
-        }
-        self.done.push(ack.id);
-    }
-
-    fn send_acks(&mut self, shared: &SocketShared) {
-        if let Some((shard, link)) = self.done_of.take()
-            && !self.done.is_empty()
-        {
-            shared.acknowledge(shard, link, &self.done);
-            self.done.clear();
-        }
+    /// The application closes the socket: it is done with what it has had.
+    pub(crate) fn finish(&mut self, shared: &SocketShared) {
+        self.let_go(shared);
     }
 
     /// Goes on to the next run; false if there is none.
@@ -177,9 +157,6 @@ impl Walker {
             shared.resume_reading();
         }
         self.current = shared.inbox.pop();
-        if self.current.is_none() {
-            self.send_acks(shared);
-        }
         self.current.is_some()
     }
 }

@@ -475,6 +475,7 @@ impl Socket {
     }
 
     fn start_close(&self) -> Reply<u64> {
+        self.place.walker.borrow_mut().finish(self.shared());
         let reply = Reply::new();
         let linger_ns = self.shared().config.linger_ns;
         self.engine.inner.command(Command::Close { socket: self.id(), linger_ns, reply: reply.clone() });

@@ -87,6 +87,7 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.shared.phase() == Phase::Open {
+            whole(&self.walker).finish(&self.shared);
             for port in self.shared.ports.iter() {
                 let linger_ns = self.shared.config.linger_ns;
                 let _ = port.command(Command::Close { socket: self.shared.id, linger_ns, reply: Reply::new() });
@@ -451,6 +452,7 @@ impl Socket {
             }
             reply
         };
+        whole(&self.inner.walker).finish(shared);
         // No append may come after the shards have begun to drain.
         let _outlet = whole(&self.inner.outlet);
         shared.enter_phase(Phase::Closing);

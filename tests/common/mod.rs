@@ -10,6 +10,7 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::ops::Range;
 use std::panic::resume_unwind;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Once, OnceLock, mpsc};
 use std::thread;
@@ -30,14 +31,19 @@ const TEST_TIME_MAX: Duration = Duration::from_secs(40);
 
 /// Runs a test under a watchdog: a test that hangs fails, under its name.
 pub(crate) fn watched(name: &str, test: impl FnOnce() + Send + 'static) {
+    watched_for(name, TEST_TIME_MAX, test);
+}
+
+/// The same for a test that may take longer.
+pub(crate) fn watched_for(name: &str, time_max: Duration, test: impl FnOnce() + Send + 'static) {
     let (finished, wait) = mpsc::channel();
     let body = thread::Builder::new().name(name.into()).spawn(move || {
         test();
         finished.send(()).ok();
     });
     let body = body.expect("a thread");
-    if wait.recv_timeout(TEST_TIME_MAX) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("{name} hangs: not finished after {TEST_TIME_MAX:?}");
+    if wait.recv_timeout(time_max) == Err(mpsc::RecvTimeoutError::Timeout) {
+        panic!("{name} hangs: not finished after {time_max:?}");
     }
     if let Err(panic) = body.join() {
         resume_unwind(panic);
@@ -98,12 +104,28 @@ pub(crate) fn is_ci() -> bool {
 
 /// Waits until something is so; fails if it does not become so in time.
 #[track_caller]
-pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+pub(crate) fn eventually(what: &str, is_so: impl FnMut() -> bool) {
+    eventually_within(PATIENCE, what, is_so);
+}
+
+/// The same for what may take longer.
+#[track_caller]
+pub(crate) fn eventually_within(patience: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + patience;
     while !is_so() {
-        assert!(Instant::now() < until, "not in {PATIENCE:?}: {what}");
+        assert!(Instant::now() < until, "not in {patience:?}: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The built example of this name.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let program = std::env::current_exe().expect("this program's path");
+    // target/PROFILE/deps/this -> target/PROFILE/examples/name
+    let folder = program.parent().and_then(|deps| deps.parent()).expect("a target folder");
+    let path = folder.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    assert!(path.exists(), "{} is not built: `cargo test`, or `cargo build --examples`", path.display());
+    path
 }
 
 /// A port of loopback on which nothing listens. Below the range of which systems give ports to

@@ -15,6 +15,8 @@ single_tests!([
     split_at_every_byte,
     what_means_nothing_is_skipped,
     acknowledgement_on_the_same_connection,
+    acknowledged_when_the_next_one_is_taken,
+    acknowledged_before_closing,
     impossible_lengths_close,
     a_large_frame_in_pieces,
     control_frames_between_messages,
@@ -109,6 +111,38 @@ fn acknowledgement_on_the_same_connection(kind: Kind) {
         assert_eq!(asking.read_past_heartbeats(), Some((ACK, msg_id.to_vec())));
     }
     assert!(other.is_silent_for(Duration::from_millis(50)), "an ACK went elsewhere");
+}
+
+/// Frames that ask for acknowledgements; the ids are 16 times the number.
+fn requests(numbers: std::ops::Range<u8>) -> Vec<u8> {
+    numbers.flat_map(|value| frame(DATA_REQ, &[&[value; 16][..], &number(value.into())].concat())).collect()
+}
+
+fn acknowledged_when_the_next_one_is_taken(kind: Kind) {
+    let socket = kind.socket(Publish);
+    let mut peer = RawPeer::connected(&socket.bind_loopback(), 1);
+    // All in one segment, so that nothing but the application's calls tells how far it is.
+    peer.send(&requests(0..10));
+    socket.run(|socket| expect_numbers(socket, 0..6));
+    for value in 0..5 {
+        assert_eq!(peer.read_past_heartbeats(), Some((ACK, vec![value; 16])));
+    }
+    assert!(peer.is_silent_for(Duration::from_millis(100)), "acknowledged what is still in hand, or was not taken");
+}
+
+fn acknowledged_before_closing(kind: Kind) {
+    let socket = kind.socket(Publish);
+    let mut peer = RawPeer::connected(&socket.bind_loopback(), 1);
+    peer.send(&requests(0..10));
+    socket.run(|socket| {
+        expect_numbers(socket, 0..6);
+        socket.close()
+    });
+    // What was taken was done with; what was not goes back to whoever sent it.
+    for value in 0..6 {
+        assert_eq!(peer.read_past_heartbeats(), Some((ACK, vec![value; 16])));
+    }
+    assert_eq!(peer.read_past_heartbeats(), None);
 }
 
 fn impossible_lengths_close(kind: Kind) {
