@@ -21,6 +21,7 @@ from html import escape
 COLOURS = ["#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0"]
 FONT = 'font-family="system-ui, sans-serif" font-size="12"'
 CHARACTER_PX = 6.6
+MICRO_UNIT = "nanoseconds per operation"
 
 
 class Chart:
@@ -60,7 +61,7 @@ def criterion(folder):
             interval = median["confidence_interval"]
             ns = [x / operations for x in (median["point_estimate"], interval["lower_bound"], interval["upper_bound"])]
             if not about.get("value_str"):
-                micro[f"{group}: {about['function_id']}"] = {"ns": tuple(ns)}
+                micro[f"{group}: {about['function_id']}"] = {MICRO_UNIT: tuple(ns)}
             elif group == "round trip":
                 rows.setdefault(about["function_id"], {})[about["value_str"]] = tuple(x / 1e3 for x in ns)
             else:
@@ -70,7 +71,7 @@ def criterion(folder):
             unit = "microseconds" if group == "round trip" else "messages delivered per second"
             charts[group] = Chart(group, unit, rows)
     if micro:
-        charts["micro"] = Chart("micro", "nanoseconds per operation", micro)
+        charts["micro"] = Chart("micro", MICRO_UNIT, micro)
     return charts
 
 
@@ -162,7 +163,7 @@ def page(width, height, title, unit, parts):
 
 def bars(chart):
     """Horizontal bars: cases one below the other, in each a bar for every row."""
-    is_plain = all(len(chart.rows[row]) for row in chart.rows) and chart.cases == ["ns"] or chart.cases == [chart.unit]
+    is_plain = chart.cases == [chart.unit]
     labels = [*chart.rows, *([] if is_plain else chart.cases)]
     left = 24 + CHARACTER_PX * max(len(label) for label in labels)
     width, bar, top = left + 560, 18, 64
@@ -178,9 +179,14 @@ def bars(chart):
                 continue
             value, low, high = points[case]
             colour = COLOURS[0 if is_plain else number % len(COLOURS)]
+            # On a logarithmic scale only the end of a bar means anything: a dot, led to by a pale bar.
+            opacity = 0.25 if scale.log else 1
             parts += [text(left - 8, y + 13, row, "end"),
                       f'<rect x="{left:.1f}" y="{y + 2}" width="{max(1, scale(value) - left):.1f}" height="{bar - 4}" '
-                      f'fill="{colour}"/>',
+                      f'fill="{colour}" fill-opacity="{opacity}"/>']
+            if scale.log:
+                parts.append(f'<circle cx="{scale(value):.1f}" cy="{y + bar / 2}" r="5" fill="{colour}"/>')
+            parts += [
                       line(scale(low), y + bar / 2, scale(high), y + bar / 2, "#222", 1.4),
                       text(max(scale(value), scale(high)) + 6, y + 13, short(value))]
             y += bar
@@ -202,7 +208,7 @@ def lines(chart, axis):
     parts += [text(left - 8, up(tick) + 4, short(tick), "end", 'fill="#555"') for tick in up.ticks()]
     for x in xs:
         parts += [line(across(x), top, across(x), top + plot_height, "#f0f0f0"),
-                  text(across(x), top + plot_height + 16, short(x), "middle", 'fill="#555"')]
+                  text(across(x), top + plot_height + 16, f"{x:g}", "middle", 'fill="#555"')]
     for number, (row, points) in enumerate(chart.rows.items()):
         colour = COLOURS[number % len(COLOURS)]
         dash = 'stroke-dasharray="5 3"' if number >= len(COLOURS) else ""

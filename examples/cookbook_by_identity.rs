@@ -42,7 +42,7 @@ fn main() -> Outcome {
         shares.push(worker.join().map_err(|_| "a worker panicked")??);
     }
     println!("{JOBS} jobs; jobs per worker: {shares:?}");
-    let right = sum == (0..JOBS).map(|job| job * job).sum() && shares.iter().sum::<u64>() == JOBS;
+    let right = sum == (0..JOBS).map(|job| job * job).sum::<u64>() && shares.iter().sum::<u64>() == JOBS;
     if right && shares[2] < shares[0] { Ok(()) } else { Err("not every job was done once".into()) }
 }
 

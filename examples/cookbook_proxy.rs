@@ -1,87 +1,67 @@
-//! A proxy, and proxies by the dozen: publishers connect to one side, subscribers to the other, and
-//! neither has to know where the others are. With `PROXIES`, a list of endpoints separated by
-//! commas, in the environment, publishers and subscribers use all of them: each message goes through
-//! one proxy, in turn, so that proxies share the load and one that ends is replaced by the others.
-//!
-//! Without `PROXIES` the program starts three of its own. An entry is `IN|OUT`: where publishers
-//! connect to, and where subscribers do.
+//! A proxy: publishers connect to one side, subscribers to the other, and neither has to know where
+//! the others are. It is two sockets and a loop.
 
 use std::error::Error;
 use std::thread;
 use std::time::Duration;
 
-use aiomsg_uring::{SendMode, TryRecvError, blocking::Socket};
+use aiomsg_uring::blocking::Socket;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
-const MESSAGES: u64 = 1_500;
+const PUBLISHERS: usize = 2;
 const SUBSCRIBERS: usize = 3;
+const MESSAGES: usize = 500;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn main() -> Outcome {
-    let list = match std::env::var("PROXIES") {
-        Ok(list) => list,
-        Err(_) => (0..3).map(|_| proxy()).collect::<Outcome<Vec<_>>>()?.join(","),
-    };
-    println!("PROXIES={list}");
-    let proxies: Vec<(String, String)> = list
-        .split(',')
-        .map(|entry| entry.split_once('|').map(|(inside, outside)| (inside.trim().into(), outside.trim().into())))
-        .collect::<Option<_>>()
-        .ok_or("PROXIES: entries are IN|OUT, separated by commas")?;
+    let (inside, outside) = (Socket::new()?, Socket::new()?);
+    let near = inside.bind("127.0.0.1:0")?.to_string();
+    let far = outside.bind("127.0.0.1:0")?.to_string();
 
     let subscribers: Vec<_> = (0..SUBSCRIBERS)
         .map(|_| {
-            let proxies = proxies.clone();
-            let socket = Socket::new()?;
-            for (_, outside) in &proxies {
-                socket.connect(&**outside)?;
-            }
-            // What is published before they are connected is not for them.
-            socket.wait_for_peers(proxies.len(), PATIENCE)?;
-            Ok(thread::spawn(move || subscriber(&socket)))
+            let far = far.clone();
+            thread::spawn(move || subscriber(&far))
         })
-        .collect::<Outcome<_>>()?;
-
-    let publisher = Socket::builder().send_mode(SendMode::RoundRobin).build_blocking()?;
-    for (inside, _) in &proxies {
-        publisher.connect(&**inside)?;
-    }
-    publisher.wait_for_peers(proxies.len(), PATIENCE)?;
-    // The proxies have their subscribers' handshakes behind them as soon as these have; theirs with them may last
-    // a moment longer.
-    thread::sleep(Duration::from_millis(200));
-    for message in 0..MESSAGES {
-        publisher.send(&message.to_be_bytes())?;
-    }
-    for subscriber in subscribers {
-        subscriber.join().map_err(|_| "a subscriber panicked")??;
-    }
-    println!("{SUBSCRIBERS} subscribers had each of {MESSAGES} messages once, through {} proxies", proxies.len());
-    Ok(())
-}
-
-/// Starts a proxy; its entry in the list. It needs no more than two sockets and a loop.
-fn proxy() -> Outcome<String> {
-    let (inside, outside) = (Socket::new()?, Socket::new()?);
-    let entry = format!("{}|{}", inside.bind("127.0.0.1:0")?, outside.bind("127.0.0.1:0")?);
+        .collect();
+    // What is published before somebody is connected is not for him.
+    outside.wait_for_peers(SUBSCRIBERS, PATIENCE)?;
     thread::spawn(move || -> Outcome {
         loop {
             outside.send(inside.recv()?)?;
         }
     });
-    Ok(entry)
+
+    for name in 0..PUBLISHERS {
+        let publisher = Socket::new()?;
+        publisher.connect(&*near)?;
+        for number in 0..MESSAGES {
+            publisher.send(format!("{name} {number}"))?;
+        }
+        // Sends what is left before it ends.
+        publisher.close();
+    }
+    for subscriber in subscribers {
+        subscriber.join().map_err(|_| "a subscriber panicked")??;
+    }
+    println!("{SUBSCRIBERS} subscribers had all {MESSAGES} messages of {PUBLISHERS} publishers, in order");
+    Ok(())
 }
 
-/// Takes all messages, which come over several ways and so in any order.
-fn subscriber(socket: &Socket) -> Outcome {
-    let mut messages = Vec::new();
-    while messages.len() < MESSAGES as usize {
-        messages.push(u64::from_be_bytes(socket.recv_timeout(PATIENCE)?[..].try_into()?));
+/// Takes all messages; those of one publisher come in order.
+fn subscriber(endpoint: &str) -> Outcome {
+    let socket = Socket::new()?;
+    socket.connect(endpoint)?;
+    let mut next = [0; PUBLISHERS];
+    for _ in 0..PUBLISHERS * MESSAGES {
+        let message = socket.recv_timeout(PATIENCE)?;
+        let (name, number) = std::str::from_utf8(&message)?.split_once(' ').ok_or("two numbers were expected")?;
+        let next = next.get_mut(name.parse::<usize>()?).ok_or("nobody of that name publishes")?;
+        if number.parse::<usize>()? != *next {
+            return Err(format!("{next} was expected, not {number}").into());
+        }
+        *next += 1;
     }
-    messages.sort_unstable();
-    match socket.try_recv() {
-        Err(TryRecvError::Empty) if messages.into_iter().eq(0..MESSAGES) => Ok(()),
-        _ => Err("a message was lost or came twice".into()),
-    }
+    Ok(())
 }

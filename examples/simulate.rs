@@ -54,7 +54,7 @@ mod simulate {
         Ok(options)
     }
 
-    pub fn main() -> ExitCode {
+    pub(crate) fn main() -> ExitCode {
         let options = match options() {
             Ok(options) => options,
             Err(error) => {

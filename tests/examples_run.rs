@@ -81,10 +81,15 @@ fn cookbook_proxy() {
     runs("cookbook_proxy");
 }
 
+#[test]
+fn cookbook_scaled_proxies() {
+    runs("cookbook_scaled_proxies");
+}
+
 /// Proxies that are elsewhere, found through the environment.
 #[test]
-fn cookbook_proxy_with_a_list() {
-    watched("cookbook_proxy", || {
+fn cookbook_scaled_proxies_from_a_list() {
+    watched("cookbook_scaled_proxies", || {
         let proxies: Vec<_> = (0..2)
             .map(|_| {
                 let [inside, outside] = [(); 2].map(|()| Socket::new().expect("a socket"));
@@ -98,9 +103,9 @@ fn cookbook_proxy_with_a_list() {
             })
             .collect();
         let list = proxies.join(", ");
-        let mut command = Command::new(example("cookbook_proxy"));
+        let mut command = Command::new(example("cookbook_scaled_proxies"));
         command.env("PROXIES", &list).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let printed = finish("cookbook_proxy", command.spawn().expect("started"));
+        let printed = finish("cookbook_scaled_proxies", command.spawn().expect("started"));
         assert!(printed.contains(&list) && printed.contains("through 2 proxies"), "{printed}");
     });
 }

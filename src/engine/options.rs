@@ -26,7 +26,7 @@ pub(crate) struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        EngineOptions { backend: BackendOptions::default(), shards: 1, pin: false, spin_ns: 0, sockets_max: 4096 }
+        EngineOptions { backend: BackendOptions::default(), shards: 1, pin: false, spin_ns: 0, sockets_max: 16_384 }
     }
 }
 
@@ -72,7 +72,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Sockets that may live on the engine at once (default 4096, 16 bytes each).
+    /// Sockets that may live on the engine at once (default 16,384, 16 bytes each).
     pub fn sockets_max(mut self, sockets: usize) -> Self {
         self.options.sockets_max = sockets.max(1);
         self

@@ -43,7 +43,8 @@ impl Retained {
             pending: Pending::new(PendingConfig {
                 resend_ns: config.resend_ns,
                 attempts_max: config.attempts_max,
-                capacity: PENDING_MAX + PENDING_MARGIN,
+                // Never refuses: what has gone out must be kept. The bound is when sending stops, see `is_full`.
+                capacity: usize::MAX,
             }),
             deframer: Deframer::new(u32::MAX),
             timed_ns: u64::MAX,

@@ -398,7 +398,7 @@ impl SocketShared {
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             peers: self.peers.count() as u64,
-            messages_sent: self.log.messages(),
+            messages_sent: self.log.messages() + self.counters.directed.load(Ordering::Relaxed),
             log_bytes: self.log.bytes_held() as u64,
             receive_bytes: self.inbox.bytes() as u64,
             ..self.counters.snapshot()

@@ -14,7 +14,7 @@ use crate::backend;
 pub struct Stats {
     /// Peers connected now.
     pub peers: u64,
-    /// Messages accepted by `send`, each counted once however many peers it goes to.
+    /// Messages accepted by `send` and `send_to`, each counted once however many peers it goes to.
     pub messages_sent: u64,
     /// Messages handed to the kernel, per peer.
     pub messages_delivered: u64,
@@ -53,6 +53,8 @@ pub struct Stats {
 /// The live counters.
 #[derive(Default)]
 pub(crate) struct Counters {
+    /// Accepted by `send_to`.
+    pub(crate) directed: AtomicU64,
     pub(crate) delivered: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) expired: AtomicU64,

@@ -97,7 +97,8 @@ fn nothing_is_lost(journal: &Journal, sender: Life, record: &Record) -> Verdict 
         return Ok(());
     }
     // One who acknowledges on receipt and dies takes what its application had not seen with it.
-    if journal.lives.iter().any(|life| life.ack_mode == AckMode::OnReceipt && life.over) {
+    let was_peer = |life: &Record| record.sessions.iter().any(|session| session.peer == life.identity);
+    if journal.lives.iter().any(|life| life.ack_mode == AckMode::OnReceipt && life.over && was_peer(life)) {
         return Ok(());
     }
     let all = journal.lives.iter().filter_map(|life| life.received.get(&sender)).flatten();

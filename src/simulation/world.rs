@@ -375,7 +375,7 @@ impl World {
                     _ => {}
                 }
             }
-            if self.turns % 8 == 0 {
+            if self.turns.is_multiple_of(8) {
                 let stats = socket.stats();
                 let (log_max, queue_max) = (plans[at].log_bytes(), plans[at].receive_bytes() + ENTRY_BYTES_MAX);
                 if stats.log_bytes > log_max as u64 || stats.receive_bytes > queue_max as u64 {
@@ -658,7 +658,7 @@ impl World {
                 let text = format!("{life:?} sent {all} in the circle; delivered {delivered}: {stats:?}");
                 return self.broken("I10", text);
             }
-            let certain = directed == 0 && stats.peers > 0 && journal.stolen.is_empty();
+            let certain = directed == 0 && stats.peers > 0;
             if record.is_at_least_once() && certain && stats.messages_acknowledged != all {
                 return self.broken("I11", format!("{life:?} sent {all}, not all acknowledged once: {stats:?}"));
             }

@@ -55,9 +55,10 @@ pub(super) fn offer_to<'a>(
             .put_bytes_to(shard, identity, bytes)
             .map_err(|(Full, bytes)| TrySendError::Full(Payload::Owned(bytes))),
     };
-    if result.is_err() {
-        peer.queued.fetch_sub(bytes, Ordering::Relaxed);
-    }
+    match result {
+        Ok(()) => shared.counters.directed.fetch_add(1, Ordering::Relaxed),
+        Err(_) => peer.queued.fetch_sub(bytes, Ordering::Relaxed) as u64,
+    };
     result.map(|()| shard)
 }
 

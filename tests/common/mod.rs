@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod proxy;
+mod python;
 mod raw;
 mod sockets;
 
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use aiomsg_uring::{Backend, inline};
 
 pub(crate) use proxy::Proxy;
+pub(crate) use python::{PythonPeer, python};
 pub(crate) use raw::{
     ACK, DATA, DATA_REQ, HEARTBEAT, HELLO, RawPeer, data, data_req, frame, hello, hello_as, socket_addr,
 };

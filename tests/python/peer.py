@@ -5,6 +5,7 @@ Commands come as lines of JSON on standard input, answers go as lines of JSON to
   {"do": "bind"|"connect", "port": P}        -> {"done": "bind"|"connect"}
   {"do": "send", "count": N, "prefix": P}    -> {"done": "send"}   P0 ... P(N-1), once a peer is there
   {"do": "receive", "count": N}              -> {"messages": [...], "identities": [...]}   (texts; hex, each once)
+  {"do": "collect", "idle": S}               -> {"messages": [...]}   all that comes, until none has for S seconds
   {"do": "echo", "count": N}                 -> {"done": "echo"}   each back to the peer that it came from
   {"do": "identity"}                         -> {"identity": hex}
   {"do": "pending"}                          -> {"pending": messages that were not acknowledged}
@@ -39,6 +40,14 @@ async def obey(socket, command):
             messages.append(message.decode())
             identities.add(identity.hex())
         return {"messages": messages, "identities": sorted(identities)}
+    elif do == "collect":
+        messages = []
+        while True:
+            try:
+                message = await asyncio.wait_for(socket.recv(), command["idle"])
+            except asyncio.TimeoutError:
+                return {"messages": messages}
+            messages.append(message.decode())
     elif do == "echo":
         for _ in range(command["count"]):
             identity, message = await socket.recv_identity()

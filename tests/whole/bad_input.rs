@@ -287,7 +287,7 @@ fn memory() -> usize {
 
 fn over_the_message_limit(row: Row) {
     beside_a_good_peer(row, |address, server| {
-        let error = server.send(&pattern(100_001)).expect_err("over the limit");
+        let error = server.send(pattern(100_001)).expect_err("over the limit");
         assert_eq!(error, SendError::TooLong { bytes: 100_001, bytes_max: 100_000 });
         assert!(error.to_string().contains("message_bytes_max"), "no way out: {error}");
         let mut peer = RawPeer::connected(address, 1);

@@ -192,13 +192,13 @@ fn send_waits_and_goes_on(row: Row) {
     wait_for_peers(&sender, 1);
     let payload = |value: u64| [&number(value)[..], &[3; 4_992]].concat();
     thread::scope(|scope| {
-        let sending = scope.spawn(|| (0..COUNT).for_each(|value| sender.send(&payload(value)).expect("sent")));
+        let sending = scope.spawn(|| (0..COUNT).for_each(|value| sender.send(payload(value)).expect("sent")));
         eventually("the sender waits", || sender.stats().send_waits > 0);
         let at = sender.stats().messages_sent;
         thread::sleep(Duration::from_millis(200));
         assert_eq!(sender.stats().messages_sent, at, "30 MB fit into 8 MiB");
         let patience = Duration::from_millis(50);
-        assert_eq!(sender.send_timeout(&payload(0), patience), Err(SendError::TimedOut));
+        assert_eq!(sender.send_timeout(payload(0), patience), Err(SendError::TimedOut));
         for value in 0..COUNT {
             let (msg_id, payload) = peer.read_data_req();
             assert_eq!(value_of(&payload[..8]), value);

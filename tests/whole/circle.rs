@@ -103,7 +103,7 @@ fn a_full_member_is_passed_over(row: Row) {
     wait_for_peers(&sender, 2);
     let payload = |value: u64| [&number(value)[..], &[0; 992]].concat();
     let mut got: Vec<u64> = thread::scope(|scope| {
-        scope.spawn(|| (0..COUNT).for_each(|value| sender.send(&payload(value)).expect("sent")));
+        scope.spawn(|| (0..COUNT).for_each(|value| sender.send(payload(value)).expect("sent")));
         // 40 MB are more than what waits for the one that does not read; the rest must come here.
         let mut got = Vec::new();
         while let Ok(message) = good.recv_timeout(PATIENCE / 10) {

@@ -28,6 +28,7 @@ row_tests!([
     a_whole_batch_is_acknowledged,
     nothing_lost_while_links_are_cut,
     a_full_lane_of_duplicates_is_removed,
+    a_full_lane_is_handed_over_whole,
 ]);
 
 const RESEND: Duration = Duration::from_millis(250);
@@ -395,4 +396,30 @@ fn a_full_lane_of_duplicates_is_removed(row: Row) {
     }
     eventually("all are acknowledged", || sender.stats().messages_acknowledged == COUNT);
     assert!(receiver.try_recv().is_err(), "one too many");
+}
+
+/// As many as one link can have under way, none acknowledged: when it dies, its heir gets all.
+fn a_full_lane_is_handed_over_whole(row: Row) {
+    const COUNT: u64 = 10_000;
+    let sender = row.reliable(Duration::from_secs(30), 3);
+    let address = bound(&sender);
+    let mut dying = RawPeer::connected(&address, 1);
+    wait_for_peers(&sender, 1);
+    (0..COUNT).for_each(|value| sender.send(&number(value)).expect("sent"));
+    let mut received = 0;
+    while !dying.is_silent_for(Duration::from_millis(500)) {
+        dying.read_data_req();
+        received += 1;
+    }
+    dying.reset();
+    eventually("it is gone", || sender.peers().is_empty());
+    let mut heir = RawPeer::connected(&address, 2);
+    let mut inherited = BTreeSet::new();
+    while (inherited.len() as u64) < COUNT && !heir.is_silent_for(Duration::from_secs(2)) {
+        let (msg_id, payload) = heir.read_data_req();
+        inherited.insert(value_of(&payload));
+        heir.acknowledge(&msg_id);
+    }
+    let lost = COUNT - inherited.len() as u64;
+    assert_eq!(lost, 0, "lost of the {received} that the dead link had: {:?}", sender.stats());
 }

@@ -99,7 +99,7 @@ fn subscribers_come_and_go_under_traffic(row: Row) {
             passing.connect(&address).expect("connecting");
             let Ok(first) = passing.recv_timeout(PATIENCE / 30) else { continue };
             let mut next = value_of(&first) + 1;
-            while next < COUNT && next % 997 != 0 {
+            while next < COUNT && !next.is_multiple_of(997) {
                 assert_eq!(recv_value(&passing), next);
                 next += 1;
             }
@@ -125,7 +125,7 @@ fn sizes_keep_their_order(row: Row) {
             for index in 0..500 {
                 match index % 2 {
                     0 => publisher.send(pattern(length_of(index))).expect("sent"),
-                    _ => publisher.send(&pattern(length_of(index))).expect("sent"),
+                    _ => publisher.send(pattern(length_of(index))).expect("sent"),
                 }
             }
         });

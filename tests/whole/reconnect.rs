@@ -170,7 +170,7 @@ fn a_peer_that_stops_reading(row: Row) {
     let payload = |value: u64| [&number(value)[..], &[1; 1_992]].concat();
     const COUNT: u64 = 10_000;
     thread::scope(|scope| {
-        scope.spawn(|| (0..COUNT).for_each(|value| publisher.send(&payload(value)).expect("sent")));
+        scope.spawn(|| (0..COUNT).for_each(|value| publisher.send(payload(value)).expect("sent")));
         for peer in &mut good {
             scope.spawn(move || (0..COUNT).for_each(|value| assert_eq!(peer.read_data()[..8], number(value))));
         }

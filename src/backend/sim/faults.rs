@@ -158,9 +158,4 @@ impl Faults {
     pub(crate) fn heal(&mut self) {
         self.healed = true;
     }
-
-    /// Faults that have happened.
-    pub(crate) fn total(&self) -> u64 {
-        self.fired.iter().sum()
-    }
 }
