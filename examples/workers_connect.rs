@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     dispatcher.close();
 
     let fair = shares.len() == WORKERS && shares.iter().all(|&share| share.abs_diff(JOBS / WORKERS as u64) <= 1);
-    let right = sum == (0..JOBS).map(|job| job * job).sum();
+    let right = sum == (0..JOBS).map(|job| job * job).sum::<u64>();
     if fair && right { Ok(()) } else { Err("the work was not shared out or not done as it should be".into()) }
 }
 

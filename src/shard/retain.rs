@@ -32,10 +32,8 @@ struct Kept {
 
 /// Messages of a link that wait for their ACK at most, one send apart: what a receiver of ours recognises when it comes again.
 const PENDING_MAX: usize = 4096;
-/// Bytes that one send takes of a lane whose messages are kept.
+/// Bytes that one send takes of a lane whose messages are kept: by what is smallest in that the limit may be overshot.
 pub(super) const KEPT_RANGE_BYTES_MAX: usize = 64 * 1024;
-/// What a send may go beyond the limit: its smallest frames.
-const PENDING_MARGIN: usize = KEPT_RANGE_BYTES_MAX / 21 + 1;
 
 impl Retained {
     pub(super) fn new(config: &SocketConfig) -> Retained {
