@@ -138,7 +138,7 @@ impl Route {
 
     /// Who gets the next message.
     #[inline]
-    pub fn next(&mut self) -> Option<u32> {
+    pub fn turn(&mut self) -> Option<u32> {
         let full = self.full;
         self.circle.next(|peer| Some(peer) != full)
     }

@@ -14,3 +14,6 @@ pub mod failures {}
 
 #[doc = include_str!("docs/architecture.md")]
 pub mod architecture {}
+
+#[doc = include_str!("docs/performance.md")]
+pub mod performance {}

@@ -68,7 +68,7 @@ fn work<S: 'static>(
 
 /// All of them.
 pub(crate) const CASES: &[Case] = &[
-    case("encode/data head", 4096, || work((), |_| (), |_| each(4096, |n| data_head(n)))),
+    case("encode/data head", 4096, || work((), |_| (), |_| each(4096, data_head))),
     case("encode/data_req head", 4096, || work(ReqHeads::new(7), |_| (), |heads| each(4096, |n| heads.next(n)))),
     case("append/64 B", ROUND, || append(64, 1)),
     case("append/64 B, 64 links", ROUND, || append(64, 64)),
@@ -172,7 +172,7 @@ fn deframe(messages: usize, payload_bytes: usize, piece_bytes: usize) -> Box<dyn
 }
 
 fn route(peers: u32, full: Option<u32>) -> Box<dyn Work> {
-    work(Route::new(peers, full), |_| (), |route| each(4096, |_| route.next()))
+    work(Route::new(peers, full), |_| (), |route| each(4096, |_| route.turn()))
 }
 
 fn there_and_back(backend: Backend) -> Box<dyn Work> {

@@ -157,11 +157,5 @@ impl fmt::Display for EngineError {
     }
 }
 
-impl std::error::Error for EngineError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Backend(error) | Self::Thread(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+// The texts hold what the system said: there is no further source to print.
+impl std::error::Error for EngineError {}

@@ -112,11 +112,6 @@ impl Shard {
                 (of_lane, from) = (true, lane.cursor);
                 let bytes = if link.retained.is_some() { KEPT_RANGE_BYTES_MAX } else { RANGE_BYTES_MAX };
                 to = lane.reader.gather_until(from, due, bytes, room, &mut slices);
-                // What is kept goes out in whole frames, so that it can be held back after any send; one larger than a send apart.
-                if link.retained.is_some() && !to.is_aligned() && to.frame() > from.position() {
-                    slices.truncate(RANGE_SLICES_MAX - room);
-                    to = lane.reader.gather_until(from, to.frame_start(), bytes, room, &mut slices);
-                }
             }
         }
         if !of_lane && socket.hub.is_none() {
