@@ -108,6 +108,7 @@ impl Pool {
     }
 
     /// The memory of a held slab, for a kernel that writes it front to back and says how much ([`Pool::lease`]).
+    #[cfg(all(target_os = "linux", feature = "uring"))]
     pub(super) fn memory(&self, slab: u16) -> NonNull<u8> {
         self.shared.slab(slab)
     }
@@ -169,6 +170,7 @@ impl Pool {
     }
 
     /// Never frees the memory: for a kernel that may still write it.
+    #[cfg(all(target_os = "linux", feature = "uring"))]
     pub(super) fn leak(&self) {
         std::mem::forget(Arc::clone(&self.shared));
     }

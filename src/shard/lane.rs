@@ -131,6 +131,21 @@ impl Lane {
         due.last().map_or(self.cursor, |directed| directed.end)
     }
 
+    /// The end of the whole frames that make up `bytes` at most, and `frames` at most, or one if it is larger; not beyond `until`.
+    pub(super) fn whole_until(&mut self, until: Cursor, bytes: usize, frames: usize) -> Cursor {
+        let (mut left, mut count, mut position) = (bytes, 0, self.cursor.position());
+        self.reader.frames(self.cursor, |frame| {
+            let len = super::outlet::frame_len(&frame);
+            if position >= until.position() || count >= frames || (len > left && count > 0) {
+                return false;
+            }
+            left = left.saturating_sub(len);
+            position += len as u64;
+            count += 1;
+            true
+        })
+    }
+
     /// The link has sent up to `to`; answers with the bytes by identity among that.
     pub(super) fn advance(&mut self, to: Cursor) -> u64 {
         self.reader.advance(self.cursor, to);

@@ -110,8 +110,13 @@ impl Shard {
             };
             if let Some(due) = due {
                 (of_lane, from) = (true, lane.cursor);
-                let bytes = if link.retained.is_some() { KEPT_RANGE_BYTES_MAX } else { RANGE_BYTES_MAX };
-                to = lane.reader.gather_until(from, due, bytes, room, &mut slices);
+                // What is kept is bounded by count: a send ends with a whole frame, or finishes the one that it is in.
+                let (due, room) = match &link.retained {
+                    Some(kept) if from.is_aligned() => (lane.whole_until(due, KEPT_RANGE_BYTES_MAX, kept.room()), room),
+                    Some(_) => (due, 1),
+                    None => (due, room),
+                };
+                to = lane.reader.gather_until(from, due, RANGE_BYTES_MAX, room, &mut slices);
             }
         }
         if !of_lane && socket.hub.is_none() {

@@ -30,9 +30,9 @@ struct Kept {
     directed: bool,
 }
 
-/// Messages of a link that wait for their ACK at most, one send apart: what a receiver of ours recognises when it comes again.
+/// Messages of a link that wait for their ACK at most: what a receiver of ours recognises when it comes again.
 const PENDING_MAX: usize = 4096;
-/// Bytes that one send takes of a lane whose messages are kept: by what is smallest in that the limit may be overshot.
+/// Bytes that one send takes of a lane whose messages are kept.
 pub(super) const KEPT_RANGE_BYTES_MAX: usize = 64 * 1024;
 
 impl Retained {
@@ -87,7 +87,12 @@ impl Retained {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.pending.len() >= PENDING_MAX
+        self.room() == 0
+    }
+
+    /// Messages that may go out before an ACK comes.
+    pub(super) fn room(&self) -> usize {
+        PENDING_MAX.saturating_sub(self.pending.len())
     }
 
     pub(super) fn len(&self) -> usize {

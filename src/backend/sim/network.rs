@@ -146,11 +146,22 @@ enum Mark {
 
 enum Event {
     Arrive(Id),
-    Knock { from: Id, to: SocketAddr },
-    Answer { to: Id, result: Result<Id, ErrorKind> },
+    Knock {
+        from: Id,
+        to: SocketAddr,
+    },
+    Answer {
+        to: Id,
+        result: Result<Id, ErrorKind>,
+    },
     Reset(Id),
     Ready(Id),
-    Resolved { seat: BackendId, token: Token, result: io::Result<Vec<SocketAddr>> },
+    Resolved {
+        seat: BackendId,
+        token: Token,
+        result: io::Result<Vec<SocketAddr>>,
+    },
+    #[cfg_attr(not(all(target_os = "linux", feature = "uring")), allow(dead_code, reason = "only the simulated ring"))]
     Poke(BackendId),
 }
 
@@ -382,6 +393,7 @@ impl Network {
         self.seats[seat.0].bell.0.swap(false, Ordering::SeqCst)
     }
 
+    #[cfg_attr(not(all(target_os = "linux", feature = "uring")), allow(dead_code, reason = "only the simulated ring"))]
     pub(crate) fn waker(&self, seat: BackendId) -> Waker {
         self.bell(seat)
     }
@@ -403,6 +415,7 @@ impl Network {
         self.seats[seat.0].resolved.pop_front()
     }
 
+    #[cfg_attr(not(all(target_os = "linux", feature = "uring")), allow(dead_code, reason = "only the simulated ring"))]
     pub(crate) fn has_resolved(&self, seat: BackendId) -> bool {
         !self.seats[seat.0].resolved.is_empty()
     }
@@ -419,6 +432,7 @@ impl Network {
     }
 
     /// Makes a driver look again at some time.
+    #[cfg_attr(not(all(target_os = "linux", feature = "uring")), allow(dead_code, reason = "only the simulated ring"))]
     pub(crate) fn poke(&mut self, seat: BackendId, at_ns: u64) {
         self.schedule(at_ns, Event::Poke(seat));
     }
