@@ -162,3 +162,31 @@ fn open(
     let readers = logs.into_iter().zip(mails.into_iter().flatten()).collect();
     Ok((shared, Outlet::new(log, mail, ids), readers))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{RecvError, SendError, Socket, TryRecvError};
+
+    #[test]
+    fn a_reactor_that_panics_ends_its_sockets_with_an_error() {
+        let engine = Engine::new().unwrap();
+        let build = || Socket::builder().engine(&engine).build_blocking().unwrap();
+        let (one, other) = (build(), build());
+        let address = one.bind("127.0.0.1:0").unwrap();
+        other.connect(&address).unwrap();
+        one.wait_for_peers(1, Duration::from_secs(10)).unwrap();
+        let waiting = std::thread::spawn({
+            let other = other.clone();
+            move || other.recv()
+        });
+        engine.inner.ports[0].command(Command::Panic).unwrap();
+        assert_eq!(waiting.join().unwrap(), Err(RecvError::EngineStopped));
+        assert_eq!(one.send("x"), Err(SendError::EngineStopped));
+        assert_eq!(one.try_recv(), Err(TryRecvError::Never(RecvError::EngineStopped)));
+        assert!(one.bind("127.0.0.1:0").is_err());
+        assert_eq!(one.close().undelivered, 0);
+    }
+}

@@ -47,6 +47,9 @@ pub(crate) enum Command {
     Alarm { after_ns: u64, reply: Reply<()> },
     /// Ends the shard as soon as its last socket has drained.
     Stop,
+    /// What no command should do.
+    #[cfg(test)]
+    Panic,
 }
 
 /// Where an answer will be; the asker waits on it, asynchronously or not.

@@ -308,6 +308,8 @@ impl Shard {
             Command::Alarm { after_ns, reply } => self.set_alarm(after_ns, reply),
             Command::Close { socket, linger_ns, reply } => self.close_socket(socket, linger_ns, reply),
             Command::Stop => self.stopping = true,
+            #[cfg(test)]
+            Command::Panic => panic!("asked to by a test"),
         }
     }
 

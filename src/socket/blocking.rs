@@ -175,7 +175,7 @@ impl Socket {
     /// # Errors
     /// When the socket is closed and all that had arrived was taken.
     pub fn recv(&self) -> Result<Bytes, RecvError> {
-        self.next(None, super::Socket::try_message).map(|message: Message| message.payload).map_err(ended)
+        self.next(None, super::Socket::try_recv).map_err(ended)
     }
 
     /// The next message; blocks for at most `timeout`.
@@ -183,7 +183,7 @@ impl Socket {
     /// # Errors
     /// [`TryRecvError::Empty`] when none came in time, or as [`recv`](Self::recv).
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Bytes, TryRecvError> {
-        self.next(Instant::now().checked_add(timeout), super::Socket::try_message).map(|message| message.payload)
+        self.next(Instant::now().checked_add(timeout), super::Socket::try_recv)
     }
 
     /// The next message and who sent it; blocks until there is one.

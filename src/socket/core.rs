@@ -3,6 +3,8 @@
 
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
+
 use super::error::{RecvError, SendError, TryRecvError, TrySendError};
 use super::payload::{Batch, Payload};
 use crate::log::Full;
@@ -85,6 +87,15 @@ pub(super) fn check_open(shared: &SocketShared) -> Result<(), SendError> {
 pub(super) fn try_next(shared: &SocketShared, walker: &mut Walker) -> Result<Message, TryRecvError> {
     match walker.next(shared) {
         Some(message) => Ok(message),
+        None => Err(none_left(shared)),
+    }
+}
+
+/// The payload of the next message, if one is there.
+#[inline]
+pub(super) fn try_next_payload(shared: &SocketShared, walker: &mut Walker) -> Result<Bytes, TryRecvError> {
+    match walker.next_payload(shared) {
+        Some(payload) => Ok(payload),
         None => Err(none_left(shared)),
     }
 }

@@ -336,7 +336,7 @@ impl Socket {
     /// # Errors
     /// [`TryRecvError::Empty`] when none came in time; or when the socket is closed and all that had arrived was taken.
     pub fn recv(&self, timeout: Option<Duration>) -> Result<Bytes, TryRecvError> {
-        self.next(timeout, Self::try_message).map(|message| message.payload)
+        self.next(timeout, Self::try_recv)
     }
 
     /// The next message and who sent it; waits for at most `timeout` (`None`: for ever).
@@ -361,7 +361,7 @@ impl Socket {
     /// When none is there, or none will come any more.
     #[inline]
     pub fn try_recv(&self) -> Result<Bytes, TryRecvError> {
-        self.try_message().map(|message| message.payload)
+        core::try_next_payload(self.shared(), &mut self.place.walker.borrow_mut())
     }
 
     /// The next message and who sent it, if one has been received; does not drive the engine.

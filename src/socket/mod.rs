@@ -284,7 +284,7 @@ impl Socket {
     /// # Errors
     /// When the socket is closed and all that had arrived was taken.
     pub async fn recv(&self) -> Result<Bytes, RecvError> {
-        self.next(Self::try_message).await.map(|message| message.payload)
+        self.next(Self::try_recv).await
     }
 
     /// The next message and who sent it.
@@ -307,8 +307,9 @@ impl Socket {
     ///
     /// # Errors
     /// When none is there, or none will come any more.
+    #[inline]
     pub fn try_recv(&self) -> Result<Bytes, TryRecvError> {
-        self.try_message().map(|message| message.payload)
+        self.try_take(core::try_next_payload)
     }
 
     /// The next message and who sent it, if one is there.
@@ -329,8 +330,16 @@ impl Socket {
 
     #[inline]
     fn try_message(&self) -> Result<Message, TryRecvError> {
+        self.try_take(core::try_next)
+    }
+
+    #[inline]
+    fn try_take<T>(
+        &self,
+        take: impl Fn(&SocketShared, &mut Walker) -> Result<T, TryRecvError>,
+    ) -> Result<T, TryRecvError> {
         let mut walker = whole(&self.inner.walker);
-        let message = core::try_next(self.shared(), &mut walker);
+        let message = take(self.shared(), &mut walker);
         // One arrival notifies one consumer; where it brought several messages the others are needed too.
         if self.inner.waiting.load(Ordering::Relaxed) > 0 && walker.is_midway() {
             self.shared().inbox.notify_next();
