@@ -662,8 +662,8 @@ impl World {
             if record.is_at_least_once() && certain && stats.messages_acknowledged != all {
                 return self.broken("I11", format!("{life:?} sent {all}, not all acknowledged once: {stats:?}"));
             }
-            if stats.messages_sent != record.undirected {
-                let text = format!("{life:?} sent {} messages and counts {}", record.undirected, stats.messages_sent);
+            if stats.messages_sent != all {
+                let text = format!("{life:?} sent {all} messages and counts {}", stats.messages_sent);
                 return self.broken("I10", text);
             }
         }
