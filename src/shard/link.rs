@@ -485,9 +485,17 @@ impl Shard {
         if link.live_since_ns != 0 {
             socket.unsettled -= 1;
             let expires_ns = self.now_ns.saturating_add(socket.shared.config.expiry_ns());
+            let identity = link.identity;
             give_up(socket, link, expires_ns);
-            if socket.parked.values().any(|parked| parked.expires_ns == expires_ns) {
-                self.timers.set(expires_ns, Timer::Parked(id));
+            if socket.parked.contains_key(&identity) {
+                match socket.by_identity.get(&identity).copied() {
+                    // The peer was back before all of its old link had been given back.
+                    Some(successor) => {
+                        self.unpark(id, successor);
+                        self.pump(successor);
+                    }
+                    None => self.timers.set(expires_ns, Timer::Parked(id)),
+                }
             }
         }
         self.touch(id);
