@@ -131,12 +131,13 @@ pub(crate) fn example(name: &str) -> PathBuf {
 }
 
 /// A port of loopback on which nothing listens. Below the range of which systems give ports to
-/// connecting sockets, so that it stays free until the test binds it.
+/// connecting sockets, so that it stays free until the test binds it. The one after it is the caller's too: some programs
+/// take a second port.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
         let spread = std::process::id() as u16 % 400 * 25;
-        let port = 20_000 + (spread + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        let port = 20_000 + (spread + NEXT.fetch_add(2, Ordering::Relaxed)) % 12_000;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
