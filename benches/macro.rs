@@ -61,7 +61,7 @@ fn main() {
 
 /// The rows of this library that the machine has.
 fn ways() -> Vec<(&'static str, Way)> {
-    let problem = inline::Engine::builder().backend(Backend::Uring).build_inline().err();
+    let problem = inline::Engine::builder().backend(Backend::Uring).build().err();
     if let Some(problem) = &problem {
         eprintln!("no rows on io_uring: {problem}");
     }

@@ -88,7 +88,7 @@ macro_rules! send {
 // --- inline: this thread drives the engine ---------------------------------------------------
 
 fn engine_inline(options: &Options) -> Outcome<inline::Engine> {
-    Ok(inline::Engine::builder().backend(backend(options)).spin(spin(options)).build_inline()?)
+    Ok(inline::Engine::builder().backend(backend(options)).spin(spin(options)).build()?)
 }
 
 fn publish_inline(options: &Options) -> Outcome {

@@ -59,7 +59,7 @@ const PAYLOAD: [u8; 64] = [0x5A; 64];
 
 /// The backends of this machine.
 fn backends() -> Vec<Backend> {
-    match inline::Engine::builder().backend(Backend::Uring).build_inline() {
+    match inline::Engine::builder().backend(Backend::Uring).build() {
         Ok(_) => vec![Backend::Uring, Backend::Poll],
         Err(problem) => {
             say(&format!("SKIPPED: counts on io_uring, because {problem}"));
@@ -74,7 +74,7 @@ fn say(text: &str) {
 }
 
 fn engine(backend: Backend) -> inline::Engine {
-    inline::Engine::builder().backend(backend).build_inline().expect("an engine")
+    inline::Engine::builder().backend(backend).build().expect("an engine")
 }
 
 /// Two sockets on one engine and one thread, which send and receive in rounds.

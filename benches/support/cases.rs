@@ -205,7 +205,7 @@ struct Place {
 
 impl Place {
     fn new(peers: u8) -> Place {
-        let engine = inline::Engine::builder().backend(Backend::Poll).build_inline().expect("an engine");
+        let engine = inline::Engine::builder().backend(Backend::Poll).build().expect("an engine");
         let socket = Socket::builder().build_inline(&engine).expect("a socket");
         let address = socket.bind("127.0.0.1:0").expect("bound").socket_addr().expect("an IP address");
         let dial = |number: u8| {

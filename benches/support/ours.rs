@@ -22,7 +22,7 @@ pub(crate) struct Way {
 
 impl Way {
     fn engine_inline(self) -> inline::Engine {
-        inline::Engine::builder().backend(self.backend).spin(self.spin_time()).build_inline().expect("an engine")
+        inline::Engine::builder().backend(self.backend).spin(self.spin_time()).build().expect("an engine")
     }
 
     fn engine(self) -> Engine {

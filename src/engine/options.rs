@@ -1,6 +1,7 @@
 //! What can be set about an engine, and what it says about itself.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use super::Engine;
@@ -8,11 +9,29 @@ use super::inline::InlineEngine;
 use crate::backend::{BackendOptions, Choice, Kind, PoolOptions};
 use crate::shard::nanos;
 
-/// Settings of an [`Engine`] or an [`inline::Engine`](crate::inline::Engine).
-#[derive(Clone, Debug, Default)]
+/// Settings of an [`Engine`] or an [`inline::Engine`](crate::inline::Engine): `E` is what `build` makes.
 #[must_use]
-pub struct EngineBuilder {
+pub struct EngineBuilder<E = Engine> {
     options: EngineOptions,
+    builds: PhantomData<fn() -> E>,
+}
+
+impl<E> Clone for EngineBuilder<E> {
+    fn clone(&self) -> Self {
+        EngineBuilder { options: self.options.clone(), builds: PhantomData }
+    }
+}
+
+impl<E> Default for EngineBuilder<E> {
+    fn default() -> Self {
+        EngineBuilder { options: EngineOptions::default(), builds: PhantomData }
+    }
+}
+
+impl<E> fmt::Debug for EngineBuilder<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineBuilder").field("options", &self.options).finish()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -31,15 +50,8 @@ impl Default for EngineOptions {
 }
 
 impl EngineBuilder {
-    /// Which backend; by default io_uring if its self-test succeeds, else readiness. The environment variable `AIOMSG_BACKEND`
-    /// (`uring` or `poll`) decides where this is [`Choice::Auto`].
-    pub fn backend(mut self, choice: Choice) -> Self {
-        self.options.backend.choice = choice;
-        self
-    }
-
     /// Reactor threads, at least 1 (default 1). One moves millions of messages a second; more help when there are cores to spare
-    /// and links enough to share out. An inline engine has none and ignores this.
+    /// and links enough to share out.
     pub fn shards(mut self, shards: usize) -> Self {
         self.options.shards = shards.max(1);
         self
@@ -49,6 +61,23 @@ impl EngineBuilder {
     /// that know nothing of each other take the same cores. Without effect if there are not more cores than shards.
     pub fn pin(mut self, pin: bool) -> Self {
         self.options.pin = pin;
+        self
+    }
+
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When a forced backend is not to be had, a thread cannot be started, or memory or descriptors run out.
+    pub fn build(self) -> Result<Engine, EngineError> {
+        Engine::start(self.with_environment()?)
+    }
+}
+
+impl<E> EngineBuilder<E> {
+    /// Which backend; by default io_uring if its self-test succeeds, else readiness. The environment variable `AIOMSG_BACKEND`
+    /// (`uring` or `poll`) decides where this is [`Choice::Auto`].
+    pub fn backend(mut self, choice: Choice) -> Self {
+        self.options.backend.choice = choice;
         self
     }
 
@@ -76,14 +105,6 @@ impl EngineBuilder {
     pub fn sockets_max(mut self, sockets: usize) -> Self {
         self.options.sockets_max = sockets.max(1);
         self
-    }
-
-    /// Starts the threads.
-    ///
-    /// # Errors
-    /// When a forced backend is not to be had, a thread cannot be started, or memory or descriptors run out.
-    pub fn build(self) -> Result<Engine, EngineError> {
-        Engine::start(self.with_environment()?)
     }
 
     pub(crate) fn open_inline(self) -> Result<InlineEngine, EngineError> {

@@ -57,11 +57,11 @@ impl Engine {
     /// # Errors
     /// When no backend is to be had.
     pub fn new() -> Result<Engine, EngineError> {
-        EngineBuilder::default().build_inline()
+        Engine::builder().build()
     }
 
-    /// Settings; end with [`build_inline`](EngineBuilder::build_inline).
-    pub fn builder() -> EngineBuilder {
+    /// Settings, to begin with the defaults.
+    pub fn builder() -> EngineBuilder<Engine> {
         EngineBuilder::default()
     }
 
@@ -133,12 +133,12 @@ impl From<InlineEngine> for Engine {
     }
 }
 
-impl EngineBuilder {
-    /// An engine without a thread.
+impl EngineBuilder<Engine> {
+    /// Opens the backend on this thread.
     ///
     /// # Errors
     /// When a forced backend is not to be had, or memory or descriptors run out.
-    pub fn build_inline(self) -> Result<Engine, EngineError> {
+    pub fn build(self) -> Result<Engine, EngineError> {
         self.open_inline().map(Engine::from)
     }
 }

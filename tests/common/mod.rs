@@ -89,8 +89,7 @@ pub(crate) fn is_available(backend: Backend) -> bool {
 /// Why there is no io_uring here; `None` if there is.
 pub(crate) fn uring_problem() -> Option<&'static str> {
     static PROBLEM: OnceLock<Option<String>> = OnceLock::new();
-    let probe =
-        || inline::Engine::builder().backend(Backend::Uring).build_inline().err().map(|error| error.to_string());
+    let probe = || inline::Engine::builder().backend(Backend::Uring).build().err().map(|error| error.to_string());
     PROBLEM.get_or_init(probe).as_deref()
 }
 

@@ -290,7 +290,7 @@ impl Actor {
             if let Some((count, bytes)) = slabs {
                 engine = engine.slabs(count).slab_bytes(bytes);
             }
-            let engine = engine.build_inline().expect("an engine");
+            let engine = engine.build().expect("an engine");
             let socket = set(Socket::builder()).build_inline(&engine).expect("a socket");
             let socket = Closable(RefCell::new(Some(Rc::new(socket))));
             let mut ready = Vec::new();

@@ -24,7 +24,7 @@ backend_tests!([
 ]);
 
 fn engine(backend: Backend) -> Engine {
-    Engine::builder().backend(backend).build_inline().expect("an engine")
+    Engine::builder().backend(backend).build().expect("an engine")
 }
 
 fn socket(engine: &Engine, mode: SendMode) -> Socket {

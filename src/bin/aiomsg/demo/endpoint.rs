@@ -43,7 +43,7 @@ impl Endpoint {
         let socket = Socket::builder().publish_stall_max(PUBLISH_STALL_MAX);
         match kind {
             EngineKind::Inline => {
-                let engine = inline::Engine::builder().backend(backend).build_inline()?;
+                let engine = inline::Engine::builder().backend(backend).build()?;
                 let socket = socket.build_inline(&engine)?;
                 Ok(Self::Inline { engine, socket, ready: Vec::new() })
             }
