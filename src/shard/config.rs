@@ -111,6 +111,9 @@ pub(crate) struct SocketConfig {
     pub(crate) message_bytes_max: usize,
     /// Connections of this socket, those that still shake hands included.
     pub(crate) peers_max: usize,
+    /// Connections that a listener takes from one address: at this rate, after a burst.
+    pub(crate) accepts_per_second: u32,
+    pub(crate) accepts_burst: u32,
     /// Events kept for a reader that is slow.
     pub(crate) events_max: usize,
     pub(crate) handshake_ns: u64,
@@ -166,6 +169,8 @@ impl Default for SocketConfig {
             receive_bytes_max: 16 * MIB,
             message_bytes_max: 16 * MIB,
             peers_max: 20_000,
+            accepts_per_second: 2_000,
+            accepts_burst: 20_000,
             events_max: 1024,
             handshake_ns: nanos(Duration::from_secs(5)),
             heartbeat_ns: nanos(Duration::from_secs(5)),

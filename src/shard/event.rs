@@ -116,6 +116,8 @@ pub enum RejectReason {
     TooSlow,
     /// The socket has `peers_max` connections.
     TooManyPeers,
+    /// More connections from its address than `accepts_per_second` allows.
+    TooManyAccepts,
 }
 
 /// Why messages were dropped for a peer.
@@ -147,6 +149,7 @@ impl fmt::Display for RejectReason {
             Self::Handshake(text) => f.write_str(text),
             Self::TooSlow => f.write_str("no HELLO within the handshake timeout"),
             Self::TooManyPeers => f.write_str("peers_max connections are open"),
+            Self::TooManyAccepts => f.write_str("too many connections from its address: over accepts_per_second"),
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::transport;
 
 /// A refused connection stays open for this long: stock peers dial again at once when it is closed (interop note 1), and a
 /// newcomer with the identity of a link that turns out dead takes its place (note 2, architecture 7).
-const HOLD_NS: u64 = 500_000_000;
+pub(super) const HOLD_NS: u64 = 500_000_000;
 /// After our last byte a link waits for the peer's: closing with unread bytes would destroy what the peer has not read yet.
 pub(super) const DRAIN_NS: u64 = 1_000_000_000;
 

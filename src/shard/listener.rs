@@ -1,9 +1,13 @@
 //! The accepting end: a bound address whose connections become links. When the system refuses to accept for lack of descriptors or
-//! memory, the listener rests for a moment instead of spinning, and goes on by itself.
+//! memory, the listener rests for a moment instead of spinning, and goes on by itself. Connections over the limit of their address
+//! are held for a while without work, and closed.
 
-use super::link::Origin;
-use super::{EndKey, Op, Reply, Shard, SocketId, Target, Timer, token};
+use super::accepts::{Accepts, HELD_MAX};
+use super::link::{HOLD_NS, Origin};
+use super::shared::report;
+use super::{EndKey, Event, Op, RejectReason, Reply, Shard, SocketId, Target, Timer, token};
 use crate::backend::{Address, Handle, SocketOptions, is_cancelled};
+use crate::shard::stats::Counters;
 
 /// How long a listener rests after the system refused to accept.
 const REST_NS: u64 = 100_000_000;
@@ -16,6 +20,7 @@ const IN_USE_STEP_NS: u64 = 20_000_000;
 pub(super) struct Listener {
     generation: u32,
     socket: SocketId,
+    accepts: Accepts,
     state: State,
 }
 
@@ -54,12 +59,18 @@ impl Shard {
                 self.listen_soon(id, address, options, reply, until_ns);
             }
             Target::Name { host, port } => {
-                let generation = self.generation();
-                let state = State::Resolving { options, reply };
-                let slot = self.listeners.insert(Listener { generation, socket: id, state }) as u32;
-                self.backend.resolve(&host, port, token(Op::ResolveBind, slot, generation));
+                let Some(key) = self.add_listener(id, State::Resolving { options, reply }) else { return };
+                self.backend.resolve(&host, port, token(Op::ResolveBind, key.slot, key.generation));
             }
         }
+    }
+
+    fn add_listener(&mut self, id: SocketId, state: State) -> Option<EndKey> {
+        let generation = self.generation();
+        let config = &self.socket(id)?.shared.config;
+        let accepts = Accepts::new(config.accepts_per_second, config.accepts_burst);
+        let slot = self.listeners.insert(Listener { generation, socket: id, accepts, state }) as u32;
+        Some(EndKey { slot, generation })
     }
 
     /// Listens, or tries again in a moment if the address is in use and time is left.
@@ -73,10 +84,9 @@ impl Shard {
     ) {
         match self.listen(id, &address, &options) {
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && self.now_ns < until_ns => {
-                let generation = self.generation();
                 let state = State::InUse { address, options, reply, until_ns };
-                let slot = self.listeners.insert(Listener { generation, socket: id, state }) as u32;
-                self.timers.set(self.now_ns + IN_USE_STEP_NS, Timer::Listener(EndKey { slot, generation }));
+                let Some(key) = self.add_listener(id, state) else { return };
+                self.timers.set(self.now_ns + IN_USE_STEP_NS, Timer::Listener(key));
             }
             result => reply.answer(result),
         }
@@ -105,10 +115,11 @@ impl Shard {
 
     fn listen(&mut self, id: SocketId, address: &Address, options: &SocketOptions) -> std::io::Result<Address> {
         let (handle, bound) = self.backend.listen(address, options)?;
-        let generation = self.generation();
-        let slot = self.listeners.insert(Listener { generation, socket: id, state: State::Accepting(handle) }) as u32;
-        let key = EndKey { slot, generation };
-        self.backend.accept(handle, token(Op::Accept, slot, generation));
+        let Some(key) = self.add_listener(id, State::Accepting(handle)) else {
+            self.backend.close(handle);
+            return Err(std::io::ErrorKind::NotConnected.into());
+        };
+        self.backend.accept(handle, token(Op::Accept, key.slot, key.generation));
         if let Some(socket) = self.socket(id) {
             socket.listeners.push(key);
         }
@@ -121,9 +132,40 @@ impl Shard {
     }
 
     pub(super) fn accepted(&mut self, key: EndKey, conn: Handle, peer: Address) {
-        match self.listener(key).map(|listener| (listener.socket, &listener.state)) {
-            Some((id, State::Accepting(_))) => self.begin(id, conn, peer, Origin::Listener),
-            _ => self.backend.close(conn),
+        let now_ns = self.now_ns;
+        let Some(listener) = self.listener(key).filter(|listener| matches!(listener.state, State::Accepting(_))) else {
+            return self.backend.close(conn);
+        };
+        let id = listener.socket;
+        if listener.accepts.admit(&peer, now_ns) {
+            return self.begin(id, conn, peer, Origin::Listener);
+        }
+        let held = &mut listener.accepts.held;
+        if held.len() < HELD_MAX {
+            held.push_back((now_ns + HOLD_NS, conn));
+            if held.len() == 1 {
+                self.timers.set(now_ns + HOLD_NS, Timer::Held(key));
+            }
+        } else {
+            self.backend.close(conn);
+        }
+        if let Some(socket) = self.socket(id) {
+            Counters::add(&socket.shared.counters.rejects, 1);
+            report(&socket.shared, Event::Rejected { address: peer, reason: RejectReason::TooManyAccepts });
+        }
+    }
+
+    /// Connections over the limit have been held for long enough.
+    pub(super) fn held_due(&mut self, key: EndKey) {
+        let now_ns = self.now_ns;
+        while let Some(listener) = self.listener(key)
+            && let Some(&(until_ns, conn)) = listener.accepts.held.front()
+        {
+            if until_ns > now_ns {
+                return self.timers.set(until_ns, Timer::Held(key));
+            }
+            listener.accepts.held.pop_front();
+            self.backend.close(conn);
         }
     }
 
@@ -162,7 +204,10 @@ impl Shard {
 
     pub(super) fn close_listener(&mut self, key: EndKey) {
         let Some(listener) = self.listener(key) else { return };
-        match std::mem::replace(&mut listener.state, State::Closing) {
+        let held = std::mem::take(&mut listener.accepts.held);
+        let state = std::mem::replace(&mut listener.state, State::Closing);
+        held.into_iter().for_each(|(_, conn)| self.backend.close(conn));
+        match state {
             // Its place is free when the accept has ended.
             State::Accepting(handle) => self.backend.close(handle),
             State::Resting(handle) => {

@@ -11,6 +11,7 @@
 //! Here the five lowest layers meet: [`protocol`](crate::protocol), [`log`](crate::log), [`transport`](crate::transport),
 //! [`queue`](crate::queue) and [`backend`](crate::backend) do not know each other.
 
+mod accepts;
 mod adopt;
 mod close;
 mod command;
@@ -79,6 +80,8 @@ enum Timer {
     Link(LinkKey),
     Dialer(EndKey),
     Listener(EndKey),
+    /// Connections that a listener holds over its limit.
+    Held(EndKey),
     /// A publisher waits for room; the number is that of the wait.
     Stall(SocketId, u64),
     Close(SocketId),
@@ -429,6 +432,7 @@ impl Shard {
                 Timer::Link(key) => self.link_due(key),
                 Timer::Dialer(key) => self.dialer_due(key),
                 Timer::Listener(key) => self.listener_due(key),
+                Timer::Held(key) => self.held_due(key),
                 Timer::Stall(socket, wait) => self.stall_due(socket, wait),
                 Timer::Close(socket) => self.close_due(socket),
                 Timer::Alarm(key) => self.alarm_due(key),

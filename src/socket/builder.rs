@@ -79,6 +79,17 @@ impl SocketBuilder {
         self
     }
 
+    /// Connections that each listener takes from one address (an IPv6 /64; of a unix socket: in all): `rate` a second, after a burst
+    /// of `burst` (default 2,000 and 20,000: far above what good peers do). More are held for half a second without being served,
+    /// closed, counted, and told as [`RejectReason::TooManyAccepts`](crate::RejectReason::TooManyAccepts), which slows peers that
+    /// dial again at once. Up to 4,096 addresses are remembered (100 KiB a listener) and 1,024 connections held. `u32::MAX` for both
+    /// lifts the limit.
+    pub fn accepts_per_second(mut self, rate: u32, burst: u32) -> Self {
+        self.config.accepts_per_second = rate;
+        self.config.accepts_burst = burst;
+        self
+    }
+
     /// Events kept for a slow reader (default 1024, about 100 bytes each); more are counted as missed.
     pub fn events_max(mut self, events: usize) -> Self {
         self.config.events_max = events;
@@ -216,6 +227,9 @@ impl SocketBuilder {
         }
         if config.peers_max == 0 {
             return limit("peers_max", "is 0");
+        }
+        if config.accepts_per_second == 0 || config.accepts_burst == 0 {
+            return limit("accepts_per_second", "needs a rate and a burst above zero, or nobody could connect");
         }
         if config.heartbeat_ns == 0 || config.timeout_ns <= config.heartbeat_ns {
             return limit("receive_timeout", "must be longer than heartbeat_interval, or live peers would be cut off");

@@ -67,6 +67,16 @@ impl RawPeer {
         RawPeer::from_stream(socket.into())
     }
 
+    /// Connects from this address of the machine.
+    pub(crate) fn dial_from(ip: std::net::IpAddr, address: &Address) -> RawPeer {
+        let address = socket_addr(address);
+        let domain = socket2::Domain::for_address(address);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::new(ip, 0).into()).expect("an address of this machine");
+        socket.connect(&address.into()).expect("connected");
+        RawPeer::from_stream(socket.into())
+    }
+
     /// Connects and shakes hands under this name.
     pub(crate) fn connected(address: &Address, name: u8) -> RawPeer {
         let mut peer = RawPeer::dial(address);

@@ -23,6 +23,7 @@ row_tests!([
     no_hello,
     one_byte_a_second,
     connect_flood,
+    a_flood_from_one_address,
     ack_and_heartbeat_floods,
     an_announcement_reserves_nothing,
     over_the_message_limit,
@@ -243,6 +244,36 @@ fn connect_flood(row: Row) {
         let mut next = RawPeer::connected(address, 1);
         next.send(&data(b"room again"));
         assert_eq!(next.read_data(), b"room again");
+    });
+}
+
+/// Who comes too often is held without being served; the good peer, who connects from elsewhere while that goes on, is not.
+fn a_flood_from_one_address(row: Row) {
+    const BURST: usize = 50;
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    let server = row.socket(|builder| builder.accepts_per_second(1, BURST as u32).peers_max(1_000).events_max(100_000));
+    beside_a_good_peer_of(server, row, |address, server| {
+        let flood: Vec<_> = (0..3_000).map(|_| RawPeer::dial(address)).collect();
+        let mut elsewhere = RawPeer::dial_from([127, 0, 0, 2].into(), address);
+        elsewhere.shake_hands(9);
+        elsewhere.send(&data(b"let in"));
+        assert_eq!(elsewhere.read_data(), b"let in");
+        let mut told = 0;
+        eventually("they are counted and told", || {
+            let refused = |event: &Event| matches!(event, Event::Rejected { reason: RejectReason::TooManyAccepts, .. });
+            told += std::iter::from_fn(|| server.try_event()).filter(refused).count();
+            // The good peer took one of the burst; while this goes on, a few come back.
+            (2_900..=3_001 - BURST).contains(&told) && server.stats().rejects >= told as u64
+        });
+        // Held, not served: no HELLO, and the end after a while.
+        let mut late = RawPeer::dial(address);
+        late.try_send(&hello(8)).ok();
+        assert!(late.read_frame().is_none());
+        for mut peer in flood.into_iter().skip(BURST) {
+            assert!(peer.read_frame().is_none());
+        }
     });
 }
 
