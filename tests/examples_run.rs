@@ -149,6 +149,31 @@ fn hello_pair_started_either_way_round() {
     });
 }
 
+/// A socket that whoever starts the program has opened, as systemd does: it outlives the program, and what connects in
+/// between is served by the next one.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_on_an_inherited_socket() {
+    watched("inherited", || {
+        let backends = if uring_problem().is_none() { &["uring", "poll"][..] } else { &["poll"] };
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let endpoint = listener.local_addr().expect("its address").to_string();
+        for backend in backends {
+            let client = start("hello_client", &[&endpoint]);
+            let mut shell = Command::new("sh");
+            shell.args(["-c", r#"LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" fd:3 3<&0 </dev/null"#]);
+            shell.arg(example("hello_server")).env("AIOMSG_BACKEND", backend);
+            shell.stdin(std::os::fd::OwnedFd::from(listener.try_clone().expect("a duplicate")));
+            let server = shell.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
+            assert!(finish("hello_server", server).contains("hello"), "{backend}");
+            assert!(finish("hello_client", client).contains("hello"), "{backend}");
+        }
+        // Nothing was passed to this process.
+        let refused = Socket::new().expect("a socket").bind("fd:3").expect_err("bound").to_string();
+        assert!(refused.contains("LISTEN_FDS"), "{refused}");
+    });
+}
+
 /// A source and a sink of the conformance agent, in all combinations of who binds and how it is sent.
 #[test]
 fn conformance_agents_understand_each_other() {

@@ -1,4 +1,5 @@
-//! Where a socket binds or connects: an IP address with a port, or (on unix) the path of a socket file.
+//! Where a socket binds or connects: an IP address with a port, (on unix) the path of a socket file, or (on Linux) a listening socket
+//! that the process was started with.
 //!
 //! Names are not addresses: `Backend::resolve` turns them into some.
 
@@ -18,19 +19,23 @@ pub enum Address {
     /// A unix stream socket. The path of an accepted peer is usually empty: connecting ends are not bound to a file.
     #[cfg(unix)]
     Unix(PathBuf),
+    /// A listening socket that the process was started with, by the number of its descriptor: see
+    /// [`Endpoint`](crate::Endpoint). To bind only.
+    #[cfg(target_os = "linux")]
+    Inherited(u32),
 }
 
 impl Address {
-    /// The IP address and port, unless this is a unix path.
+    /// The IP address and port, if it is one.
     pub fn socket_addr(&self) -> Option<SocketAddr> {
         match self {
             Address::Ip(address) => Some(*address),
             #[cfg(unix)]
-            Address::Unix(_) => None,
+            _ => None,
         }
     }
 
-    /// The port, unless this is a unix path.
+    /// The port, if it has one.
     pub fn port(&self) -> Option<u16> {
         self.socket_addr().map(|address| address.port())
     }
@@ -41,6 +46,8 @@ impl Address {
             Address::Ip(address) => Ok(socket2::SockAddr::from(*address)),
             #[cfg(unix)]
             Address::Unix(path) => socket2::SockAddr::unix(path),
+            #[cfg(target_os = "linux")]
+            Address::Inherited(_) => Err(std::io::ErrorKind::InvalidInput.into()),
         }
     }
 
@@ -69,6 +76,8 @@ impl fmt::Display for Address {
             Address::Ip(address) => address.fmt(f),
             #[cfg(unix)]
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            #[cfg(target_os = "linux")]
+            Address::Inherited(fd) => write!(f, "fd:{fd}"),
         }
     }
 }

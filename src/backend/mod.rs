@@ -13,6 +13,8 @@
 
 mod address;
 mod fill;
+#[cfg(target_os = "linux")]
+mod inherited;
 mod open;
 mod options;
 mod poll;

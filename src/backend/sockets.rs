@@ -41,7 +41,7 @@ impl Stream {
     }
 }
 
-/// A bound, listening socket. Removes its socket file, if it has one, when dropped.
+/// A bound, listening socket. Removes the socket file that it has made, if any, when dropped.
 #[derive(Debug)]
 pub(super) struct Listener {
     pub(super) socket: Socket,
@@ -58,6 +58,15 @@ impl Listener {
         options: &SocketOptions,
         nonblocking: bool,
     ) -> io::Result<(Listener, Address)> {
+        #[cfg(target_os = "linux")]
+        if let Address::Inherited(fd) = address {
+            let socket = super::inherited::listener(*fd)?;
+            socket.set_nonblocking(nonblocking)?;
+            apply(&socket, socket.domain()?, options)?;
+            let bound = Address::from_sockaddr(&socket.local_addr()?)?;
+            // Its file, if it has one, is of whoever bound it.
+            return Ok((Listener { socket, options: options.clone(), file: None }, bound));
+        }
         let at = address.to_sockaddr()?;
         let socket = new_socket(&at, nonblocking)?;
         apply(&socket, at.domain(), options)?;

@@ -11,6 +11,9 @@ use crate::shard::Target;
 /// A place to bind or connect to: `host:port`, `tcp://host:port`, `[v6]:port`, a [`SocketAddr`], a `(host, port)` pair, an
 /// [`Address`], or `unix:/path` where the platform has such sockets. `*` as the host means all IPv4 interfaces.
 ///
+/// On Linux, `fd:3` is a listening socket that the process was started with, to bind only: systemd's socket activation, which keeps
+/// the address open while the program restarts. Descriptors count from 3, in the order of the unit's `Listen` lines.
+///
 /// ```
 /// use aiomsg_uring::Endpoint;
 ///
@@ -26,6 +29,10 @@ impl Endpoint {
     /// Nobody can be reached at port 0.
     pub(super) fn check_reachable(&self) -> Result<(), EndpointError> {
         let port = match &self.0 {
+            #[cfg(target_os = "linux")]
+            Target::Address(Address::Inherited(_)) => {
+                return Err(EndpointError::new(&self.to_string(), "is a listening socket: bind it"));
+            }
             Target::Address(address) => address.port(),
             Target::Name { port, .. } => Some(*port),
         };
@@ -60,9 +67,12 @@ impl FromStr for Endpoint {
             let path = path.strip_prefix("//").unwrap_or(path);
             return unix(text, path);
         }
+        if let Some(fd) = text.strip_prefix("fd:") {
+            return inherited(text, fd);
+        }
         let rest = text.strip_prefix("tcp://").unwrap_or(text);
         if rest.contains("://") {
-            return Err(EndpointError::new(text, "has an unknown scheme: use tcp:// or none, or unix:PATH"));
+            return Err(EndpointError::new(text, "has an unknown scheme: use tcp:// or none, unix:PATH or fd:NUMBER"));
         }
         let Some((host, port)) = rest.rsplit_once(':') else {
             return Err(EndpointError::new(text, "has no port: write host:port"));
@@ -88,6 +98,19 @@ fn unix(text: &str, path: &str) -> Result<Endpoint, EndpointError> {
 #[cfg(not(unix))]
 fn unix(text: &str, _path: &str) -> Result<Endpoint, EndpointError> {
     Err(EndpointError::new(text, "is a unix-domain socket, which this platform does not have"))
+}
+
+#[cfg(target_os = "linux")]
+fn inherited(text: &str, fd: &str) -> Result<Endpoint, EndpointError> {
+    match fd.parse() {
+        Ok(fd) => Ok(Endpoint(Target::Address(Address::Inherited(fd)))),
+        Err(_) => Err(EndpointError::new(text, "needs the number of a descriptor, from 3 on")),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn inherited(text: &str, _fd: &str) -> Result<Endpoint, EndpointError> {
+    Err(EndpointError::new(text, "is an inherited socket, which only Linux has here"))
 }
 
 impl fmt::Display for Endpoint {
@@ -190,7 +213,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Endpoint>().map(|e| e.to_string()), Ok(shown.to_owned()));
         }
-        for text in ["", "localhost", "a:b", "a:70000", ":80", "::1:80", "http://a:80", "a b:80", "unix:"] {
+        for text in ["", "localhost", "a:b", "a:70000", ":80", "::1:80", "http://a:80", "a b:80", "unix:", "fd:x"] {
             assert!(text.parse::<Endpoint>().is_err(), "{text}");
         }
         assert_eq!(Endpoint::try_from(("::1", 5)).map(|e| e.to_string()), Ok("[::1]:5".into()));
