@@ -103,7 +103,9 @@ fn explain_errno(error: &io::Error, sysctl: &str) -> String {
                 .to_owned()
         }
         (Some(libc::ENOSYS), _) => {
-            "io_uring missing (ENOSYS): the kernel is too old or built without it, or a sandbox hides it".to_owned()
+            "io_uring missing (ENOSYS): a container's seccomp profile hides it (Podman's default does), or the kernel is too \
+             old or built without it"
+                .to_owned()
         }
         (Some(libc::ENOMEM), _) => {
             "io_uring out of memory (ENOMEM): its rings exceed the locked-memory limit (ulimit -l, LimitMEMLOCK=)"
