@@ -24,6 +24,8 @@ mod log;
 pub mod manual;
 mod protocol;
 mod queue;
+#[doc(hidden)]
+pub mod sabotage;
 mod shard;
 #[cfg(any(test, feature = "simulation"))]
 #[doc(hidden)]

@@ -28,6 +28,7 @@ use crossbeam_utils::CachePadded;
 
 use super::Slabs;
 use super::options::PoolOptions;
+use crate::sabotage::{Bug, planted};
 
 /// The slabs of one backend, on its thread.
 pub(super) struct Pool {
@@ -261,7 +262,11 @@ impl Shared {
         if self.holds[usize::from(slab)].fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
         }
+        if planted(Bug::SlabLost) {
+            return;
+        }
         let pushed = self.returned.push(slab);
+        let pushed = if planted(Bug::SlabTwice) { self.returned.push(slab) } else { pushed };
         assert!(pushed.is_ok(), "the queue has room for every slab");
         fence(Ordering::SeqCst);
         if self.starved.load(Ordering::Relaxed) && self.starved.swap(false, Ordering::Relaxed) {

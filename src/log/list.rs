@@ -14,6 +14,7 @@
 use super::chunk::{Block, Chunk};
 use super::sync::{Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
 use super::{Cursor, Full, LogOptions};
+use crate::sabotage::{Bug, planted};
 use crossbeam_utils::CachePadded;
 use std::collections::VecDeque;
 
@@ -136,7 +137,12 @@ impl List {
     /// Lets go of the chunks that lie wholly below `low`, and collects the blocks that nobody refers to any more.
     fn retire(&mut self, low: u64) {
         // Bounded by the number of live chunks; the writer's stays whatever its position.
-        while self.live.len() > 1 && self.live.front().is_some_and(|chunk| chunk.end() <= low) {
+        while self.live.len() > 1
+            && self
+                .live
+                .front()
+                .is_some_and(|chunk| chunk.end() <= low || planted(Bug::ChunkEarly) && chunk.base() < low)
+        {
             let Some(chunk) = self.live.pop_front() else { break };
             if chunk.is_by_reference() {
                 self.by_reference_bytes -= chunk.extent().len as usize;
@@ -158,7 +164,10 @@ impl List {
         let allocate = block && reused.is_none();
         let wanted = by_reference_bytes.saturating_add(if allocate { chunk_bytes } else { 0 });
         // What free blocks occupy goes back to the allocator if that makes room; the coldest first.
-        let excess = self.held_bytes().saturating_add(wanted).saturating_sub(self.options.limit_bytes);
+        let excess = self
+            .held_bytes()
+            .saturating_add(wanted)
+            .saturating_sub(self.options.limit_bytes + if planted(Bug::LogLimitLate) { chunk_bytes } else { 0 });
         let given_back = excess.div_ceil(chunk_bytes);
         if given_back > self.free.len() {
             self.free.extend(reused);

@@ -17,6 +17,7 @@ use super::chunk::{Chunk, Extent};
 use super::list::{List, NO_CURSOR, Shared};
 use super::sync::{Arc, Ordering};
 use super::{Cursor, Frame};
+use crate::sabotage::{Bug, planted};
 use bytes::Bytes;
 use std::collections::VecDeque;
 
@@ -88,7 +89,7 @@ impl Reader {
             list.reached = at.frame_start();
         }
         if list.cursors == 0 {
-            list.floor = list.reached;
+            list.floor = if planted(Bug::BacklogBehind) { at.frame_start() } else { list.reached };
         }
         if self.cursors > 0 {
             return self.release();
@@ -228,7 +229,7 @@ impl Reader {
                     return at;
                 }
                 let next = at.pos + bytes;
-                at = Cursor { pos: next, frame: next, seq: at.seq + 1 };
+                at = Cursor { pos: next, frame: next, seq: at.seq + 1 + u64::from(planted(Bug::CursorAhead)) };
                 if end >= data.len() {
                     break;
                 }
@@ -253,7 +254,7 @@ impl Reader {
     fn join_from(&mut self, backlog: bool) -> Cursor {
         let shared = Arc::clone(&self.shared);
         let mut list = shared.lock();
-        let floor = (backlog && list.cursors == 0).then_some(list.floor);
+        let floor = (backlog && list.cursors == 0 && !planted(Bug::BacklogSkipped)).then_some(list.floor);
         let first_cursor = self.window.is_empty();
         if first_cursor {
             let index = floor.map_or_else(|| list.index_last(), |floor| list.index_at(floor.frame));

@@ -18,6 +18,7 @@ use std::sync::atomic::Ordering;
 use std::sync::atomic::{AtomicBool, fence};
 use std::task::Waker;
 
+use crate::sabotage::{Bug, planted};
 use crossbeam_utils::CachePadded;
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicBool, fence};
@@ -49,7 +50,7 @@ impl Doorbell {
     pub(crate) fn ring(&self) -> bool {
         // Orders the publication before the look at the flag (pairs with the fence in `prepare_sleep`).
         fence(Ordering::SeqCst);
-        self.sleeping.load(Ordering::Relaxed) && self.wake()
+        !planted(Bug::DoorbellLost) && self.sleeping.load(Ordering::Relaxed) && self.wake()
     }
 
     /// Announces that the sleeper is about to sleep. It must look at its sources of work once more before it does.

@@ -6,6 +6,7 @@ use super::shared::report;
 use super::{Event, LinkKey, RejectReason, Shard, SocketId};
 use crate::backend::{Address, Stream};
 use crate::protocol::{Deframer, Identity, Liveness};
+use crate::sabotage::{Bug, planted};
 use crate::shard::command::Command;
 use crate::shard::link::{frame_bytes_max, liveness_config};
 use crate::shard::stats::Counters;
@@ -44,7 +45,9 @@ impl Shard {
                     origin: link.origin,
                 };
                 let port = socket.shared.ports[shard].clone();
-                self.pass(port, Command::Adopt(Box::new(moving)));
+                if !planted(Bug::MoveLost) {
+                    self.pass(port, Command::Adopt(Box::new(moving)));
+                }
             }
             None => {
                 socket.shared.dismiss();
@@ -79,6 +82,7 @@ impl Shard {
         let config = &socket.shared.config;
         let deframer = Deframer::new(frame_bytes_max(config.message_bytes_max));
         let liveness = Liveness::new(liveness_config(config), now_ns);
+        let origin = if planted(Bug::AdoptForgets) { Origin::Listener } else { origin };
         let mut link = Link::new(generation, id, conn, address, origin, deframer, liveness);
         link.identity = identity;
         let slot = self.links.insert(link);

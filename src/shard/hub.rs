@@ -13,6 +13,7 @@ use super::outlet::frame_len;
 use super::{LinkKey, Shard, ShardSocket, SocketId};
 use crate::log::{Cursor, Frame, Reader};
 use crate::protocol::Circle;
+use crate::sabotage::{Bug, planted};
 use crate::shard::link::Link;
 
 /// Records moved before the links are pumped.
@@ -36,7 +37,7 @@ impl Hub {
 
     /// Frames for anybody that a dead link left behind.
     pub(super) fn take_back(&mut self, mut lane: Lane) {
-        if lane.has_unsent() {
+        if lane.has_unsent() && !planted(Bug::ReturnedLost) {
             self.returned.push_back(lane);
         }
     }

@@ -22,6 +22,7 @@ use super::{EndKey, LinkKey, Op, Shard, ShardSocket, SocketId, Timer, token};
 use crate::backend::{Address, Handle, ReadBuf};
 use crate::log::Cursor;
 use crate::protocol::{self, Deframer, Due, Handshake, Identity, Liveness, LivenessConfig, Role};
+use crate::sabotage::{Bug, planted};
 use crate::shard::stats::Counters;
 use crate::transport;
 
@@ -264,7 +265,7 @@ impl Shard {
         if socket.shared.identity == identity {
             return self.refuse(key, RejectReason::Itself, true);
         }
-        let Some(&elder) = socket.by_identity.get(&identity) else {
+        let Some(&elder) = socket.by_identity.get(&identity).filter(|_| !planted(Bug::DuplicateWelcome)) else {
             return self.promote(key);
         };
         socket.held.push(key);
@@ -331,6 +332,9 @@ impl Shard {
         if !hold {
             self.end(key);
         }
+        if planted(Bug::DialerGivesUp) {
+            return;
+        }
         self.tell_origin(origin, &reason.to_string(), true);
     }
 
@@ -371,7 +375,7 @@ impl Shard {
             match due {
                 Due::Heartbeat => {
                     // One that waits already says the same.
-                    if link.control.is_empty() && link.sending.is_none() {
+                    if link.control.is_empty() && link.sending.is_none() && !planted(Bug::NoHeartbeat) {
                         link.control.extend_from_slice(&protocol::HEARTBEAT);
                     }
                     link.liveness.handle_sent(now_ns);
@@ -386,10 +390,11 @@ impl Shard {
                         report(&socket.shared, Event::Suspect { identity });
                     }
                 }
+                Due::Dead if planted(Bug::NeverDead) => return,
                 Due::Dead => return self.die(key, DisconnectReason::Silent),
             }
         }
-        if let Some(link) = self.link(key) {
+        if let Some(link) = self.link(key).filter(|_| !planted(Bug::LinkTimerOnce)) {
             let next_ns = link.liveness.deadline_ns();
             self.timers.set(next_ns, Timer::Link(key));
         }
@@ -515,7 +520,7 @@ fn give_up(socket: &mut ShardSocket, mut link: Link, expires_ns: u64) {
         // What is left for the next peer is not lost.
         missed += unsent.saturating_sub(socket.shared.log.backlog_messages());
     }
-    if missed > 0 {
+    if missed > 0 && !planted(Bug::DropUncounted) {
         Counters::add(&socket.shared.counters.dropped, missed);
         let cause = DropCause::LinkEnded;
         report(&socket.shared, Event::Dropped { identity: link.identity, messages: missed, cause });

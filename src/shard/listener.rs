@@ -7,6 +7,7 @@ use super::link::{HOLD_NS, Origin};
 use super::shared::report;
 use super::{EndKey, Event, Op, RejectReason, Reply, Shard, SocketId, Target, Timer, token};
 use crate::backend::{Address, Handle, SocketOptions, is_cancelled};
+use crate::sabotage::{Bug, planted};
 use crate::shard::stats::Counters;
 
 /// How long a listener rests after the system refused to accept.
@@ -178,7 +179,9 @@ impl Shard {
                     tracing::warn!(%error, "cannot accept; if the process is out of descriptors raise its limit (ulimit -n)");
                 }
                 listener.state = State::Resting(handle);
-                self.timers.set(now_ns + REST_NS, Timer::Listener(key));
+                if !planted(Bug::ListenerRests) {
+                    self.timers.set(now_ns + REST_NS, Timer::Listener(key));
+                }
             }
             _ => {
                 self.listeners.remove(key.slot as usize);

@@ -16,6 +16,7 @@ use super::shared::report;
 use super::{DeliveryGuarantee, DropCause, Event, LinkKey, Shard, ShardSocket, SocketId, Timer};
 use crate::log::{Cursor, Frame};
 use crate::protocol::Identity;
+use crate::sabotage::{Bug, planted};
 use crate::shard::stats::Counters;
 
 /// Frames that wait for a peer to return.
@@ -81,7 +82,8 @@ impl Shard {
                     }
                 }
                 None if keep => {
-                    let expires_ns = now_ns.saturating_add(shared.config.expiry_ns());
+                    let expires_ns =
+                        now_ns.saturating_add(if planted(Bug::ExpiresEarly) { 1 } else { shared.config.expiry_ns() });
                     let waiting = parked.entry(letter.identity).or_default();
                     if waiting.frames.is_empty() {
                         waiting.expires_ns = expires_ns;
@@ -119,7 +121,7 @@ impl Shard {
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let Some(parked) = socket.parked.remove(&link.identity) else { return };
         let lane = lane_of(link);
-        for frame in parked.frames {
+        for frame in parked.frames.into_iter().filter(|_| !planted(Bug::NoUnpark)) {
             lane.take_directed(Frame::Whole(&frame), Cursor::default());
         }
     }

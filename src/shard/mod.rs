@@ -52,6 +52,7 @@ pub use shared::SocketId;
 pub(crate) use shared::{Ended, Phase, Port, SocketIds, SocketShared};
 pub use stats::{ShardStats, Stats};
 
+use crate::sabotage::{Bug, planted};
 use close::Closing;
 use dialer::Dialer;
 use hub::Hub;
@@ -467,7 +468,7 @@ impl Shard {
         while let Some(id) = self.touched.pop() {
             let Some(socket) = self.socket(id) else { continue };
             socket.touched = false;
-            if std::mem::take(&mut socket.released) {
+            if std::mem::take(&mut socket.released) && !planted(Bug::NoRoomNotice) {
                 socket.shared.room.notify(usize::MAX);
             }
             if socket.closing.is_some() {

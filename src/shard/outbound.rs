@@ -9,6 +9,7 @@ use super::link::{InFlight, State};
 use super::retain::KEPT_RANGE_BYTES_MAX;
 use super::{Command, DeliveryGuarantee, DisconnectReason, LinkKey, Op, Shard, SocketId, Timer, token};
 use crate::log::Cursor;
+use crate::sabotage::{Bug, planted};
 use crate::shard::stats::Counters;
 
 /// Bytes that one send takes from a log at most; a frame that is larger goes in several.
@@ -31,7 +32,9 @@ impl Shard {
         self.acknowledge(id, &shared.take_acks(shard));
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
         if socket.shared.home() == shard {
-            socket.shared.tell_others(shard);
+            if !planted(Bug::OthersNotTold) {
+                socket.shared.tell_others(shard);
+            }
             let wait = socket.shared.wait_number();
             if wait != 0 && wait != socket.stall_timed {
                 socket.stall_timed = wait;
@@ -83,7 +86,8 @@ impl Shard {
         let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
         let mut slices = self.spare.pop().unwrap_or_default();
         let mut control = 0;
-        let between = link.cursor.is_aligned() && link.lane.as_ref().is_none_or(|lane| lane.cursor.is_aligned());
+        let between = planted(Bug::ControlInside)
+            || link.cursor.is_aligned() && link.lane.as_ref().is_none_or(|lane| lane.cursor.is_aligned());
         if !link.control.is_empty() && between {
             control = link.control.len();
             slices.push(link.control.split().freeze());
@@ -97,7 +101,7 @@ impl Shard {
             let due = match lane.next_after() {
                 _ if held_back => None,
                 _ if socket.hub.is_some() => Some(Cursor::END),
-                Some(after) if after.position() > link.cursor.position() => {
+                Some(after) if after.position() > link.cursor.position() && !planted(Bug::OvertakeMail) => {
                     if after.position() < until.position() {
                         until = after;
                     }
@@ -152,7 +156,10 @@ impl Shard {
                 _ => &mut socket.reader,
             };
             let reached = match error {
+                Some(_) if planted(Bug::CursorBehind) => range.from,
+                None if planted(Bug::FrameRestarted) => range.to.frame_start(),
                 None => range.to,
+                Some(_) if planted(Bug::SentTooFar) => range.to,
                 Some(_) => reader.align(range.from, of_log as u64),
             };
             let whole = reached.messages() - range.from.messages();

@@ -7,6 +7,7 @@ use super::link::{Reading, State};
 use super::{AckMode, DisconnectReason, Inbound, LinkKey, Op, Shard, ShardSocket, SocketId, token};
 use crate::backend::{self, Lease};
 use crate::protocol::{self, FrameError, MsgId};
+use crate::sabotage::{Bug, planted};
 use crate::shard::stats::Counters;
 
 /// The rest of a frame that is longer than this is received straight into its final buffer.
@@ -43,7 +44,7 @@ impl Shard {
         }
         let id = link.socket;
         link.heard = true;
-        let recovered = link.liveness.handle_received(now_ns);
+        let recovered = !planted(Bug::HeartbeatDeaf) && link.liveness.handle_received(now_ns);
         let identity = link.identity;
         let mut acks = Vec::new();
         let result = link.deframer.feed(&lease, |msg_id| acks.push(msg_id));
@@ -169,7 +170,9 @@ impl Shard {
                 if full {
                     break;
                 }
-                socket.shared.inbox.mark_starved();
+                if !planted(Bug::NoSecondPush) {
+                    socket.shared.inbox.mark_starved();
+                }
                 full = true;
                 continue;
             }
@@ -205,6 +208,9 @@ impl Shard {
         }
         for key in std::mem::take(&mut socket.paused) {
             if let Some(link) = self.link(key) {
+                if planted(Bug::NoResume) {
+                    continue;
+                }
                 link.paused = false;
                 link.liveness.resume(now_ns);
                 if let Some(retained) = &mut link.retained {
@@ -226,21 +232,21 @@ const IN_HAND_MAX: usize = 1 << 16;
 /// the others are acknowledged now if that is the socket's mode.
 fn accept(socket: &mut ShardSocket, control: &mut BytesMut, arrived: Inbound) {
     let frames = &arrived.frames;
-    let on_receipt = socket.shared.config.ack_mode == AckMode::OnReceipt;
+    let on_receipt = socket.shared.config.ack_mode == AckMode::OnReceipt || planted(Bug::AckOnArrival);
     let (mut at, mut fresh_from) = (0, 0);
     let mut duplicates = 0;
     loop {
         let start = at;
         let Some(message) = protocol::next_message(frames, &mut at) else { break };
         let Some(id) = message.msg_id else { continue };
-        let fresh = socket.seen.insert(&arrived.identity, id);
+        let fresh = socket.seen.insert(&arrived.identity, id) || planted(Bug::WindowForgets);
         if fresh && !on_receipt && socket.in_hand.len() < IN_HAND_MAX {
             socket.in_hand.insert(id, arrived.link);
         }
         // One that the application is not done with yet is acknowledged when it is, on the link where it has come last: until
         // then its sender must keep it.
         match socket.in_hand.get_mut(&id) {
-            Some(link) if !on_receipt => *link = arrived.link,
+            Some(link) if !on_receipt && !planted(Bug::AckInHand) => *link = arrived.link,
             _ if on_receipt || !fresh => control.extend_from_slice(&protocol::ack(id)),
             _ => {}
         }
@@ -270,7 +276,7 @@ impl Shard {
         for of_link in acks.chunk_by(|a, b| a.0 == b.0) {
             let key = of_link[0].0;
             let Some(link) = self.link(key).filter(|link| link.is_live()) else { continue };
-            for (_, id) in of_link {
+            for (_, id) in of_link.iter().filter(|_| !planted(Bug::ForgetAck)) {
                 link.control.extend_from_slice(&protocol::ack(*id));
             }
             self.pump(key);

@@ -10,6 +10,7 @@ use super::shared::report;
 use super::{Event, LinkKey, Shard, ShardSocket, Timer};
 use crate::log::Frame;
 use crate::protocol::{self, Deframer, MsgId, Overdue, Pending, PendingConfig, Waiting};
+use crate::sabotage::{Bug, planted};
 use crate::shard::config::SocketConfig;
 use crate::shard::mail::Parked;
 use crate::shard::stats::Counters;
@@ -76,7 +77,7 @@ impl Retained {
 
     fn keep_frame(&mut self, frame: Bytes, lane: &Lane, position: u64, now_ns: u64) -> usize {
         // A copy is not kept again: its original still waits, or was acknowledged meanwhile.
-        if lane.is_again(position) {
+        if lane.is_again(position) && !planted(Bug::KeepCopies) {
             return 0;
         }
         let directed = lane.is_directed(position);
@@ -161,7 +162,9 @@ impl Shard {
                 match overdue {
                     Overdue::Resend(_, kept) => {
                         resent += 1;
-                        lane.take_again(Frame::Whole(&kept.frame));
+                        let mut copy = kept.frame.to_vec();
+                        copy[5] ^= u8::from(planted(Bug::ResendNewId));
+                        lane.take_again(Frame::Whole(&copy));
                     }
                     Overdue::Expired(Waiting { message: kept, .. }) => {
                         expired += 1;
@@ -194,10 +197,10 @@ pub(super) fn hand_on(socket: &mut ShardSocket, link: &mut Link, expires_ns: u64
     let mut park = Vec::new();
     let keep = link.retained.is_some();
     if let Some(retained) = &mut link.retained {
-        for waiting in retained.pending.drain() {
+        for waiting in retained.pending.drain().into_iter().filter(|_| !planted(Bug::PendingLost)) {
             match waiting.message {
-                Kept { frame, directed: true } => park.push(frame),
-                Kept { frame, directed: false } => back.take_frames(frame, 1),
+                Kept { frame, directed: true } if !planted(Bug::LoseAddressee) => park.push(frame),
+                Kept { frame, .. } => back.take_frames(frame, 1),
             }
         }
     }

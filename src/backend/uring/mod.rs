@@ -42,6 +42,7 @@ use super::tokens::TokenMap;
 use super::{
     Address, Backend, Completion, Counters, Handle, Outcome, READ_MAX, SEND_SLICES_MAX, Slabs, Token, dead_handle,
 };
+use crate::sabotage::{Bug, planted};
 
 /// Opens the driver for the calling thread.
 pub(super) fn open(options: &BackendOptions) -> io::Result<Box<dyn Backend>> {
@@ -144,7 +145,7 @@ impl<R: Ring> Uring<R> {
     /// Queues an operation on a connection that the caller has checked.
     fn start(&mut self, conn: usize, token: Token, work: Work) {
         let outgoing = matches!(work, Work::Send(_));
-        self.next_serial = self.next_serial.wrapping_add(1);
+        self.next_serial = self.next_serial.wrapping_add(u32::from(!planted(Bug::SerialReused)));
         let (serial, state, cancelled) = (self.next_serial, State::Queued, false);
         let key = self.ops.insert(Op { token, conn, serial, state, cancelled, work });
         let conn = &mut self.conns[conn];
@@ -173,7 +174,9 @@ impl<R: Ring> Uring<R> {
             State::Queued => {}
             State::Armed => {
                 let target = user_data(key, op.serial);
-                self.queue.push_back(Queued::Cancel(target));
+                if !planted(Bug::CancelForgotten) {
+                    self.queue.push_back(Queued::Cancel(target));
+                }
             }
             State::Hungry => self.fail(key, super::cancelled()),
         }
@@ -206,7 +209,8 @@ impl<R: Ring> Uring<R> {
     /// Closes the descriptor of a closing connection that has no operations left.
     fn bury_if_done(&mut self, key: usize) {
         let conn = &mut self.conns[key];
-        if conn.closing && conn.incoming.is_none() && conn.outgoing.is_none() && conn.socket.take().is_some() {
+        let idle = conn.incoming.is_none() && conn.outgoing.is_none();
+        if conn.closing && (idle || planted(Bug::CloseUnderRequest)) && conn.socket.take().is_some() {
             self.dead.push(key);
         }
     }

@@ -9,6 +9,7 @@ use super::op::{State, Work};
 use super::seam::{Cqe, Ring};
 use super::{BELL, CANCEL, Queued, Uring};
 use crate::backend::{Completion, Handle, Outcome, ReadBuf, TURN_COMPLETIONS_MAX, cancelled, fill, sockets};
+use crate::sabotage::{Bug, planted};
 
 /// Boxes of finished sends that are kept.
 const SPARE_SENDS_MAX: usize = 256;
@@ -118,7 +119,7 @@ impl<R: Ring> Uring<R> {
                     self.complete(token, Outcome::Received(lease));
                 }
             }
-            if !cqe.slab_more {
+            if !cqe.slab_more || planted(Bug::SlabReusedEarly) {
                 self.pool.release(slab);
                 self.slabs_in_ring -= 1;
             }
@@ -132,11 +133,16 @@ impl<R: Ring> Uring<R> {
                 self.counters.enobufs += 1;
                 if self.ops[key].cancelled {
                     self.fail(key, cancelled());
+                } else if planted(Bug::HungryAtOnce) {
+                    self.rearm(key);
                 } else {
                     self.ops[key].state = State::Hungry;
-                    self.hungry.push_back((key, self.ops[key].serial));
+                    if !planted(Bug::HungryForgotten) {
+                        self.hungry.push_back((key, self.ops[key].serial));
+                    }
                 }
             }
+            result if result > 0 && planted(Bug::MultishotNotRearmed) => {}
             result if result > 0 || is_not_now(result) => self.go_on(key),
             result => self.fail(key, error_of(result)),
         }
@@ -174,6 +180,7 @@ impl<R: Ring> Uring<R> {
         let error = match result {
             _ if sending.sent >= sending.total => None,
             0 => Some(io::Error::from(io::ErrorKind::WriteZero)),
+            result if result > 0 && planted(Bug::ShortSendIsWhole) => None,
             result if result > 0 || is_not_now(result) => return self.go_on(key),
             result => Some(error_of(result)),
         };
