@@ -2,12 +2,12 @@
 //! own appender, the receive queue is lock-free, counters are relaxed.
 //!
 //! Wake-up protocol of the way out: a sender appends, then calls [`SocketShared::appended`]; the shard calls
-//! [`SocketShared::take_dirty`] before it reads the tail. Both have a full fence between their store and their load, so that either
-//! the shard sees the message or the sender sees that the socket is not marked yet and marks it.
+//! [`SocketShared::take_dirty`] before it reads the tail. Both swap the same mark, one after the other: either the shard's swap comes
+//! later, and it sees the message, or the sender's does, and finds the socket not marked, and marks it.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
@@ -179,6 +179,8 @@ pub(crate) struct SocketShared {
     pub(crate) counters: Counters,
     pub(crate) peers: Peers,
     pub(crate) ports: Arc<[Arc<Port>]>,
+    /// The shard where its hub lives.
+    home: usize,
     /// Notified when there is room in the log again, and when the socket ends.
     pub(crate) room: event_listener::Event,
     /// 0, or the number of the wait that began when a sender found the log full.
@@ -203,6 +205,7 @@ impl SocketShared {
     ) -> SocketShared {
         SocketShared {
             id: taken.id,
+            home: taken.id.index() % ports.len(),
             _taken: taken,
             identity,
             inbox: ReceiveQueue::new(RECEIVE_ENTRIES, config.receive_bytes_max),
@@ -224,36 +227,29 @@ impl SocketShared {
 
     /// The shard where this socket's hub lives.
     pub(crate) fn home(&self) -> usize {
-        self.id.index() % self.ports.len()
+        self.home
     }
 
-    /// Tells the home shard that the log has grown. Costs a fence and a load unless the shard has looked since the last call.
+    /// Tells the home shard that the log has grown. Costs a swap unless the shard has looked since the last call.
     #[inline]
     pub(crate) fn appended(&self) {
-        fence(Ordering::SeqCst);
-        let home = self.home();
-        if !self.shares[home].dirty.load(Ordering::Relaxed) {
-            self.mark_dirty(home);
-        }
+        self.mark_dirty(self.home);
     }
 
-    /// Tells a shard that its mail has grown.
+    /// Tells a shard that there is something new for it: in the log, or in its mail.
     #[inline]
-    pub(crate) fn mailed(&self, shard: usize) {
-        fence(Ordering::SeqCst);
-        if !self.shares[shard].dirty.load(Ordering::Relaxed) {
-            self.mark_dirty(shard);
+    pub(crate) fn mark_dirty(&self, shard: usize) {
+        if !self.shares[shard].dirty.swap(true, Ordering::AcqRel) {
+            self.wake(shard);
         }
     }
 
     #[cold]
-    pub(crate) fn mark_dirty(&self, shard: usize) {
-        if !self.shares[shard].dirty.swap(true, Ordering::AcqRel) {
-            let port = &self.ports[shard];
-            // There is a place for every socket.
-            let _ = port.dirty.push(self.id);
-            port.doorbell().ring();
-        }
+    fn wake(&self, shard: usize) {
+        let port = &self.ports[shard];
+        // There is a place for every socket.
+        let _ = port.dirty.push(self.id);
+        port.doorbell().ring();
     }
 
     /// The home shard passes the word on: the other shards with links of this socket have something to send too.
@@ -267,19 +263,18 @@ impl SocketShared {
 
     /// The shard is about to look at the log and its mail.
     pub(crate) fn take_dirty(&self, shard: usize) {
-        self.shares[shard].dirty.store(false, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.shares[shard].dirty.swap(false, Ordering::AcqRel);
     }
 
     /// Lets senders not ring the home shard while there is nobody to send to. A link that joins undoes it and looks at the log.
     pub(crate) fn keep_dirty(&self) {
-        let dirty = &self.shares[self.home()].dirty;
         let nobody = || self.shares.iter().all(|share| share.links.load(Ordering::SeqCst) == 0);
         if nobody() {
-            dirty.store(true, Ordering::SeqCst);
-            fence(Ordering::SeqCst);
+            self.shares[self.home].dirty.swap(true, Ordering::SeqCst);
             if !nobody() {
-                dirty.store(false, Ordering::SeqCst);
+                // Somebody joined meanwhile, and may have looked at the log before a sender that found the mark.
+                self.take_dirty(self.home);
+                self.mark_dirty(self.home);
             }
         }
     }
@@ -302,7 +297,7 @@ impl SocketShared {
     /// A link of this socket lives on `shard` now.
     pub(crate) fn link_joined(&self, shard: usize) {
         self.shares[shard].links.fetch_add(1, Ordering::SeqCst);
-        self.shares[self.home()].dirty.store(false, Ordering::SeqCst);
+        self.shares[self.home].dirty.swap(false, Ordering::SeqCst);
     }
 
     pub(crate) fn link_left(&self, shard: usize) {

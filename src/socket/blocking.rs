@@ -88,8 +88,10 @@ impl Socket {
     ///
     /// # Errors
     /// When the message is too long, or the socket is closed.
+    #[inline]
     pub fn send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
-        self.send_until(message.into(), None)
+        let payload = message.into();
+        if self.socket.send_at_once(&payload) { Ok(()) } else { self.send_until(payload, None) }
     }
 
     /// Sends a message; blocks for at most `timeout` while the log is full.
@@ -100,6 +102,7 @@ impl Socket {
         self.send_until(message.into(), Instant::now().checked_add(timeout))
     }
 
+    #[cold]
     fn send_until(&self, mut payload: Payload<'_>, deadline: Option<Instant>) -> Result<(), SendError> {
         loop {
             payload = match self.try_send(payload) {

@@ -11,6 +11,19 @@ use crate::log::Full;
 use crate::protocol::Identity;
 use crate::shard::{DeliveryGuarantee, Message, Outlet, Phase, SocketShared, Walker};
 
+/// The usual case of [`offer`]: a borrowed message for which there is room goes into the log of an open socket. Nothing is moved but
+/// the message. False: not sent; `offer` says why, or sends it after all.
+// Inlined, so that the payload's variant is known where it was made.
+#[inline(always)]
+pub(super) fn put_at_once(shared: &SocketShared, outlet: &mut Outlet, payload: &Payload<'_>) -> bool {
+    match payload {
+        Payload::Borrowed(bytes) if bytes.len() <= shared.config.message_bytes_max => {
+            shared.phase() == Phase::Open && outlet.put(bytes).is_ok()
+        }
+        _ => false,
+    }
+}
+
 /// Appends a message to the socket's log, or gives it back.
 #[inline]
 pub(super) fn offer<'a>(

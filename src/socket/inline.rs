@@ -228,15 +228,28 @@ impl Socket {
     /// When the message is too long, or the socket is closed.
     #[inline]
     pub fn send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
-        match self.try_send(message) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Never(error)) => Err(error),
-            Err(TrySendError::Full(payload)) => self.send_when_room(payload),
+        let payload = message.into();
+        if core::put_at_once(self.shared(), &mut self.outlet.borrow_mut(), &payload) {
+            return self.appended(payload.len()).map_err(|_| SendError::EngineStopped);
         }
+        self.send_when_room(payload)
+    }
+
+    /// Counts what was appended; sends once it is much.
+    #[inline]
+    fn appended(&self, bytes: usize) -> Result<(), EngineError> {
+        let unsent = self.place.unsent.get() + bytes + 5;
+        self.place.unsent.set(unsent);
+        if unsent >= FLUSH_BYTES { self.flush() } else { Ok(()) }
     }
 
     #[cold]
-    fn send_when_room(&self, mut payload: Payload<'_>) -> Result<(), SendError> {
+    fn send_when_room(&self, payload: Payload<'_>) -> Result<(), SendError> {
+        let mut payload = match self.try_send(payload) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Never(error)) => return Err(error),
+            Err(TrySendError::Full(payload)) => payload,
+        };
         loop {
             self.shared().begin_wait();
             let driven = self.flush_and_turn(u64::MAX);
@@ -267,13 +280,9 @@ impl Socket {
     pub fn try_send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), TrySendError<'a>> {
         let payload = message.into();
         core::check_open(self.shared()).map_err(TrySendError::Never)?;
-        let unsent = self.place.unsent.get() + payload.len() + 5;
+        let bytes = payload.len();
         core::offer(self.shared(), &mut self.outlet.borrow_mut(), payload)?;
-        self.place.unsent.set(unsent);
-        if unsent >= FLUSH_BYTES {
-            self.flush().map_err(|_| TrySendError::Never(SendError::EngineStopped))?;
-        }
-        Ok(())
+        self.appended(bytes).map_err(|_| TrySendError::Never(SendError::EngineStopped))
     }
 
     /// Sends a message to one peer, see [`Socket::send_to`](crate::Socket::send_to); drives the engine while too much is under way

@@ -199,6 +199,9 @@ impl Socket {
     /// When the message is too long, or the socket is closed.
     pub async fn send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
         let mut payload = message.into();
+        if self.send_at_once(&payload) {
+            return Ok(());
+        }
         loop {
             payload = match self.try_send(payload) {
                 Ok(()) => return Ok(()),
@@ -213,6 +216,17 @@ impl Socket {
             };
             wait.notified().await;
         }
+    }
+
+    /// The usual case of `try_send`, see [`core::put_at_once`].
+    #[inline]
+    fn send_at_once(&self, payload: &Payload<'_>) -> bool {
+        let shared = self.shared();
+        let sent = core::put_at_once(shared, &mut whole(&self.inner.outlet), payload);
+        if sent {
+            shared.appended();
+        }
+        sent
     }
 
     /// Sends a message if there is room for it now.
@@ -259,7 +273,7 @@ impl Socket {
         let shared = self.shared();
         core::check_open(shared).map_err(TrySendError::Never)?;
         let shard = core::offer_to(shared, &mut whole(&self.inner.outlet), &identity, message.into())?;
-        shared.mailed(shard);
+        shared.mark_dirty(shard);
         Ok(())
     }
 
