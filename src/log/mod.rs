@@ -173,15 +173,16 @@ impl Handle {
         room.min(u32::MAX as usize - 64)
     }
 
-    /// Frames appended since the log began. Takes the lock.
-    pub(crate) fn messages(&self) -> u64 {
-        self.shared.lock().tail().seq
+    /// The end of what was appended: a frame boundary. Takes the lock.
+    pub(crate) fn tail(&self) -> Cursor {
+        self.shared.lock().tail()
     }
 
-    /// Frames kept for the first cursor that joins; 0 while there is a cursor. Takes the lock.
-    pub(crate) fn backlog_messages(&self) -> u64 {
+    /// Frames, with their bytes, that are kept for the first cursor that joins; none while there is a cursor. Takes the lock.
+    pub(crate) fn backlog(&self) -> (u64, u64) {
         let list = self.shared.lock();
-        if list.cursors == 0 { list.tail().seq - list.floor.seq } else { 0 }
+        let (tail, floor) = (list.tail(), list.floor);
+        if list.cursors == 0 { (tail.seq - floor.seq, tail.frame - floor.frame) } else { (0, 0) }
     }
 
     /// Where the oldest chunk ends, if it is finished: cursors before that hold the memory that the appender waits for. Takes

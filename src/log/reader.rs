@@ -77,9 +77,9 @@ impl Reader {
     }
 
     /// The cursor `at` goes. If it was the last of all readers, the backlog begins at its frame, or further on where one that
-    /// left earlier had come to: whoever joins next may be that one, and must not get the same again. True if that let go
-    /// of chunks: there may be room for appends now.
-    pub(crate) fn leave(&mut self, at: Cursor) -> bool {
+    /// left earlier had come to: whoever joins next may be that one, and must not get the same again. Answers with how many
+    /// messages from `at` on that leaves to nobody. There may be room for appends now.
+    pub(crate) fn leave(&mut self, at: Cursor) -> u64 {
         let shared = Arc::clone(&self.shared);
         let mut list = shared.lock();
         self.uncount(at.frame);
@@ -88,15 +88,18 @@ impl Reader {
         if at.frame > list.reached.frame {
             list.reached = at.frame_start();
         }
+        let mut kept_from = list.tail();
         if list.cursors == 0 {
             list.floor = if planted(Bug::BacklogBehind) { at.frame_start() } else { list.reached };
+            kept_from = list.floor;
         }
         if self.cursors > 0 {
-            return self.release();
+            self.release();
+        } else {
+            self.window.clear();
+            self.publish_low(NO_CURSOR);
         }
-        self.window.clear();
-        self.publish_low(NO_CURSOR);
-        true
+        kept_from.seq - at.seq
     }
 
     /// A cursor moves from `from` to `to`, which a call of this reader gave: what lies between is sent (or given up)

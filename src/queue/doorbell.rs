@@ -62,10 +62,10 @@ impl Doorbell {
         fence(Ordering::SeqCst);
     }
 
-    /// Takes the announcement back: the sleeper is up, rings need not wake it.
+    /// Takes the announcement back: the sleeper is up, rings need not wake it. True if one has: announced, it was not taken back.
     #[inline]
-    pub(crate) fn awake(&self) {
-        self.sleeping.store(false, Ordering::Relaxed);
+    pub(crate) fn awake(&self) -> bool {
+        !self.sleeping.swap(false, Ordering::Relaxed)
     }
 
     /// Of several ringers, the one that clears the flag pays for the wake.

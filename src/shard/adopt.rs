@@ -9,7 +9,7 @@ use crate::protocol::{Deframer, Identity, Liveness};
 use crate::sabotage::{Bug, planted};
 use crate::shard::command::Command;
 use crate::shard::link::{frame_bytes_max, liveness_config};
-use crate::shard::stats::Counters;
+use crate::shard::tally::add;
 
 /// A connection between two shards.
 pub(crate) struct Moving {
@@ -67,7 +67,7 @@ impl Shard {
             Ok(conn) => conn,
             Err(error) => {
                 socket.shared.dismiss();
-                Counters::add(&socket.shared.counters.rejects, 1);
+                add(&socket.counters().rejects, 1);
                 let reason = RejectReason::Handshake(format!("could not be taken over: {error}"));
                 report(&socket.shared, Event::Rejected { address, reason });
                 return self.tell_origin(origin, &error.to_string(), false);

@@ -86,7 +86,7 @@ impl Shard {
         left += parked.values().map(|parked| parked.frames.len() as u64).sum::<u64>();
         left += match hub {
             Some(hub) => hub.queued(reader),
-            None if shared.home() == home => shared.log.backlog_messages(),
+            None if shared.home() == home => shared.log.backlog().0,
             None => 0,
         };
         for key in links {

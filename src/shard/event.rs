@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::stats::Lag;
 use crate::backend::Address;
 use crate::protocol::Identity;
 
@@ -45,6 +46,25 @@ pub enum Event {
         messages: u64,
         /// Why.
         cause: DropCause,
+    },
+    /// Messages for a peer that lags were replaced by newer ones with the same keys.
+    Conflated {
+        /// Which peer gets the newer ones only.
+        identity: Identity,
+        /// How many.
+        messages: u64,
+    },
+    /// A peer is over its lag limit, or holds the memory that a publisher waits for.
+    Slow {
+        /// Which peer.
+        identity: Identity,
+        /// How far it is behind.
+        lag: Lag,
+    },
+    /// A slow peer is within its limit again.
+    CaughtUp {
+        /// Which peer.
+        identity: Identity,
     },
     /// Messages that nobody has acknowledged as often as they were sent, or whose peer did not return (AT_LEAST_ONCE).
     Expired {
@@ -126,6 +146,51 @@ pub enum RejectReason {
 pub enum DropCause {
     /// Its link ended before they were handed to the kernel.
     LinkEnded,
+    /// Its link was ended here because it was too slow, before they were handed to the kernel.
+    Stalled,
+    /// They were sent to its identity while it was connected, and it was gone when they were to go out.
+    PeerGone,
+    /// It was over its lag limit, and they were the oldest that waited.
+    Oldest,
+    /// It was over its lag limit, and they were the newest.
+    Newest,
+    /// They had waited for longer than its lag limit allows.
+    TooOld,
+    /// The socket was closed here before they were handed to the kernel.
+    Closed,
+}
+
+impl DropCause {
+    /// All causes, in the order of their numbers.
+    pub(crate) const ALL: [DropCause; 7] =
+        [Self::LinkEnded, Self::Stalled, Self::PeerGone, Self::Oldest, Self::Newest, Self::TooOld, Self::Closed];
+
+    /// One word for it, as metrics have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LinkEnded => "link_ended",
+            Self::Stalled => "stalled",
+            Self::PeerGone => "peer_gone",
+            Self::Oldest => "oldest",
+            Self::Newest => "newest",
+            Self::TooOld => "too_old",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+impl fmt::Display for DropCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LinkEnded => "its link ended",
+            Self::Stalled => "it was disconnected for being slow",
+            Self::PeerGone => "it is gone",
+            Self::Oldest => "over its lag limit, the oldest",
+            Self::Newest => "over its lag limit, the newest",
+            Self::TooOld => "older than its lag limit allows",
+            Self::Closed => "closed here",
+        })
+    }
 }
 
 impl fmt::Display for DisconnectReason {
@@ -162,13 +227,18 @@ impl fmt::Display for Event {
                 write!(f, "disconnected {identity} at {address}: {reason}")
             }
             Self::Rejected { address, reason } => write!(f, "rejected {address}: {reason}"),
-            Self::Dropped { identity, messages, .. } => write!(f, "dropped {messages} messages for {identity}"),
+            Self::Dropped { identity, messages, cause } => {
+                write!(f, "dropped {messages} messages for {identity}: {cause}")
+            }
+            Self::Conflated { identity, messages } => write!(f, "conflated {messages} messages for {identity}"),
+            Self::Slow { identity, lag } => write!(f, "slow {identity}: {lag}"),
+            Self::CaughtUp { identity } => write!(f, "caught up {identity}"),
             Self::Expired { identity: Some(identity), messages } => {
                 write!(f, "{messages} messages for {identity} expired")
             }
             Self::Expired { identity: None, messages } => write!(f, "{messages} messages expired"),
             Self::Reconnecting { endpoint, attempt, delay, error } => {
-                write!(f, "reconnecting to {endpoint} in {delay:.0?}, failed attempts {attempt}: {error}")
+                write!(f, "reconnecting to {endpoint} in {delay:?} after {attempt} attempts: {error}")
             }
             Self::Suspect { identity } => write!(f, "suspect {identity}"),
             Self::Recovered { identity } => write!(f, "recovered {identity}"),
@@ -182,6 +252,8 @@ pub(crate) struct EventQueue {
     queue: Mutex<VecDeque<Event>>,
     events_max: usize,
     missed: AtomicU64,
+    /// All that were missed so far.
+    missed_total: AtomicU64,
     /// Notified when an event arrives and when the socket ends.
     pub(crate) arrived: event_listener::Event,
 }
@@ -192,6 +264,7 @@ impl EventQueue {
             queue: Mutex::default(),
             events_max: events_max.max(1),
             missed: AtomicU64::new(0),
+            missed_total: AtomicU64::new(0),
             arrived: event_listener::Event::new(),
         }
     }
@@ -207,9 +280,14 @@ impl EventQueue {
             queue.push_back(event);
         } else {
             self.missed.fetch_add(1, Ordering::Relaxed);
+            self.missed_total.fetch_add(1, Ordering::Relaxed);
         }
         drop(queue);
         self.arrived.notify(usize::MAX);
+    }
+
+    pub(crate) fn missed_total(&self) -> u64 {
+        self.missed_total.load(Ordering::Relaxed)
     }
 
     pub(crate) fn pop(&self) -> Option<Event> {

@@ -5,6 +5,7 @@
 //! records stay in the intake and `send` comes to wait.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 
@@ -42,10 +43,25 @@ impl Hub {
         }
     }
 
+    /// Messages that dead links left behind and that wait here.
+    fn returned(&mut self) -> u64 {
+        self.returned.iter_mut().map(Lane::queued).sum()
+    }
+
     /// Messages that wait here for a link.
     pub(super) fn queued(&mut self, reader: &mut Reader) -> u64 {
-        let returned: u64 = self.returned.iter_mut().map(Lane::queued).sum();
-        returned + reader.tail().messages() - self.intake.messages()
+        self.returned() + reader.tail().messages() - self.intake.messages()
+    }
+}
+
+impl ShardSocket {
+    /// How far the intake has been dealt out, and what waits to be dealt once more.
+    pub(super) fn count_hub(&mut self) {
+        let Some(hub) = &mut self.hub else { return };
+        let counters = &self.shared.counters[self.shard];
+        counters.dealt.store(hub.intake.messages(), Relaxed);
+        counters.dealt_bytes.store(hub.intake.frame(), Relaxed);
+        counters.returned.store(hub.returned(), Relaxed);
     }
 }
 
@@ -77,6 +93,9 @@ impl Shard {
                 moved |= hub.intake != at;
             }
             let mut filled = std::mem::take(&mut hub.filled);
+            if let Some(socket) = self.socket(id) {
+                socket.count_hub();
+            }
             moved |= self.sort_mail(id);
             for key in filled.drain(..) {
                 if let Some(link) = self.links.get_mut(key.slot as usize)

@@ -26,6 +26,8 @@ pub(super) struct Lane {
     directed: VecDeque<Directed>,
     /// Where copies lie that go out once more, from and to; their originals are kept elsewhere.
     again: VecDeque<(u64, u64)>,
+    /// Such copies so far.
+    copies: u64,
     /// Bytes of frames that went out and wait for their ACK.
     pub(super) unacknowledged: usize,
     /// It got something in the hub's present round.
@@ -53,6 +55,7 @@ impl Lane {
             cursor,
             directed: VecDeque::new(),
             again: VecDeque::new(),
+            copies: 0,
             unacknowledged: 0,
             listed: false,
         }
@@ -62,9 +65,19 @@ impl Lane {
         (self.appender.position() - self.cursor.frame()) as usize + self.unacknowledged < LANE_BYTES_MAX
     }
 
-    /// Messages that have not wholly gone out.
+    /// Messages that have not wholly gone out, copies apart: their originals are counted elsewhere.
     pub(super) fn queued(&mut self) -> u64 {
-        self.reader.tail().messages() - self.cursor.messages()
+        self.appender.messages() - self.cursor.messages() - self.again.len() as u64
+    }
+
+    /// Bytes that have not gone out, or are of a frame that has not wholly.
+    pub(super) fn queued_bytes(&self) -> u64 {
+        self.appender.position() - self.cursor.frame()
+    }
+
+    /// Messages that came in so far, copies apart.
+    pub(super) fn taken(&self) -> u64 {
+        self.appender.messages() - self.copies
     }
 
     pub(super) fn has_unsent(&mut self) -> bool {
@@ -113,6 +126,7 @@ impl Lane {
         let start = self.appender.position();
         self.take(frame);
         self.again.push_back((start, self.appender.position()));
+        self.copies += 1;
     }
 
     /// Whether the frame at this position is such a copy.

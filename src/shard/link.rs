@@ -23,7 +23,7 @@ use crate::backend::{Address, Handle, ReadBuf};
 use crate::log::Cursor;
 use crate::protocol::{self, Deframer, Due, Handshake, Identity, Liveness, LivenessConfig, Role};
 use crate::sabotage::{Bug, planted};
-use crate::shard::stats::Counters;
+use crate::shard::tally::{Account, add};
 use crate::transport;
 
 /// A refused connection stays open for this long: stock peers dial again at once when it is closed (interop note 1), and a
@@ -83,6 +83,8 @@ pub(super) struct InFlight {
     pub(super) of_lane: bool,
     pub(super) from: Cursor,
     pub(super) to: Cursor,
+    /// When it was begun: what it does not hold came later, or did not fit.
+    pub(super) since_ns: u64,
 }
 
 /// See the module's documentation.
@@ -116,6 +118,12 @@ pub(super) struct Link {
     queued: Option<Arc<AtomicUsize>>,
     /// When it became a peer; 0 if it never did.
     pub(super) live_since_ns: u64,
+    /// Its counters, once it is a peer.
+    pub(super) account: Option<Arc<Account>>,
+    /// At least since then something waits to go out; 0 if nothing does.
+    pub(super) behind_since_ns: u64,
+    /// What becomes of what it has not sent when it ends.
+    pub(super) lost_to: DropCause,
 }
 
 impl Link {
@@ -150,6 +158,9 @@ impl Link {
             retained: None,
             queued: None,
             live_since_ns: 0,
+            account: None,
+            behind_since_ns: 0,
+            lost_to: DropCause::LinkEnded,
         }
     }
 
@@ -157,6 +168,15 @@ impl Link {
     pub(super) fn queued_sub(&self, bytes: usize) {
         if let Some(queued) = &self.queued {
             queued.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn behind_since(&mut self, since_ns: u64) {
+        if self.behind_since_ns != since_ns {
+            self.behind_since_ns = since_ns;
+            if let Some(account) = &self.account {
+                account.behind_since_ns.store(since_ns, Ordering::Relaxed);
+            }
         }
     }
 
@@ -179,7 +199,7 @@ impl Shard {
             return;
         };
         if !socket.shared.admit() {
-            Counters::add(&socket.shared.counters.rejects, 1);
+            add(&socket.counters().rejects, 1);
             report(&socket.shared, Event::Rejected { address, reason: RejectReason::TooManyPeers });
             self.backend.close(conn);
             return self.tell_origin(origin, "peers_max connections are open", true);
@@ -208,7 +228,13 @@ impl Shard {
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let State::Shaking { handshake, .. } = &mut link.state else { return };
         if let Some(hello) = handshake.poll_transmit() {
-            link.sending = Some(InFlight { control: hello.len(), of_lane: false, from: link.cursor, to: link.cursor });
+            link.sending = Some(InFlight {
+                control: hello.len(),
+                of_lane: false,
+                from: link.cursor,
+                to: link.cursor,
+                since_ns: 0,
+            });
             let slices = vec![Bytes::copy_from_slice(&hello)];
             self.backend.send(link.conn, slices, token(Op::LinkSend, key.slot, key.generation));
         }
@@ -306,8 +332,16 @@ impl Shard {
         }
         socket.shared.link_joined(self.index as usize);
         self.timers.set(link.liveness.deadline_ns(), Timer::Link(key));
-        Counters::add(&socket.shared.counters.connects, 1);
-        link.queued = Some(socket.shared.peers.insert(link.identity, link.address.clone()));
+        add(&socket.counters().connects, 1);
+        let measured = link.retained.is_some();
+        let (account, queued) = socket.shared.peers.insert(link.identity, |before| {
+            add(&socket.counters().reconnects, u64::from(before > 0));
+            Account::new(link.identity, link.address.clone(), now_ns, before, measured)
+        });
+        (link.account, link.queued) = (Some(account), Some(queued));
+        if socket.hub.is_none() {
+            link.count_joined(socket.counters());
+        }
         report(&socket.shared, Event::Connected { identity: link.identity, address: link.address.clone() });
         self.read_on(key);
         self.unpark(id, key);
@@ -326,7 +360,7 @@ impl Shard {
             self.timers.set(until_ns, Timer::Link(key));
         }
         if let Some(socket) = self.socket(id) {
-            Counters::add(&socket.shared.counters.rejects, 1);
+            add(&socket.counters().rejects, 1);
             report(&socket.shared, Event::Rejected { address, reason: reason.clone() });
         }
         if !hold {
@@ -352,7 +386,7 @@ impl Shard {
                 let duplicate = socket.held.iter().position(|&held| held == key);
                 if let Some(at) = duplicate {
                     socket.held.swap_remove(at);
-                    Counters::add(&socket.shared.counters.rejects, 1);
+                    add(&socket.counters().rejects, 1);
                     report(&socket.shared, Event::Rejected { address, reason: RejectReason::Duplicate(identity) });
                 }
                 self.end(key);
@@ -382,6 +416,7 @@ impl Shard {
                     self.pump(key);
                 }
                 Due::Suspect => {
+                    link.set_suspect(true);
                     let (id, identity) = (link.socket, link.identity);
                     if let Some(socket) = self.socket(id) {
                         if let Some(hub) = &mut socket.hub {
@@ -421,10 +456,13 @@ impl Shard {
         let (id, identity, origin, heard) = (link.socket, link.identity, link.origin, link.heard);
         let address = link.address.clone();
         let lived_ns = now_ns.saturating_sub(link.live_since_ns);
+        if reason == DisconnectReason::Stalled {
+            link.lost_to = DropCause::Stalled;
+        }
         self.unlist(key);
         let Some(socket) = self.socket(id) else { return };
         let held = std::mem::take(&mut socket.held);
-        Counters::add(&socket.shared.counters.disconnects, 1);
+        add(&socket.counters().disconnects, 1);
         let text = reason.to_string();
         report(&socket.shared, Event::Disconnected { identity, address, reason });
         self.end(key);
@@ -514,16 +552,15 @@ fn give_up(socket: &mut ShardSocket, mut link: Link, expires_ns: u64) {
     let mut missed = hand_on(socket, &mut link, expires_ns);
     socket.released = true;
     if socket.hub.is_none() {
-        let at = link.cursor.frame_start();
-        let unsent = socket.reader.tail().messages() - at.messages();
-        socket.reader.leave(at);
         // What is left for the next peer is not lost.
-        missed += unsent.saturating_sub(socket.shared.log.backlog_messages());
+        let of_log = socket.reader.leave(link.cursor.frame_start());
+        link.count_left(socket.counters(), of_log);
+        missed += of_log;
     }
-    if missed > 0 && !planted(Bug::DropUncounted) {
-        Counters::add(&socket.shared.counters.dropped, missed);
-        let cause = DropCause::LinkEnded;
-        report(&socket.shared, Event::Dropped { identity: link.identity, messages: missed, cause });
+    link.count_lane_gone(socket.counters());
+    let cause = if socket.closing.is_some() { DropCause::Closed } else { link.lost_to };
+    if !planted(Bug::DropUncounted) {
+        socket.drop_messages(&link, cause, missed);
     }
 }
 

@@ -8,7 +8,7 @@ use super::shared::report;
 use super::{EndKey, Event, Op, RejectReason, Reply, Shard, SocketId, Target, Timer, token};
 use crate::backend::{Address, Handle, SocketOptions, is_cancelled};
 use crate::sabotage::{Bug, planted};
-use crate::shard::stats::Counters;
+use crate::shard::tally::add;
 
 /// How long a listener rests after the system refused to accept.
 const REST_NS: u64 = 100_000_000;
@@ -151,7 +151,7 @@ impl Shard {
             self.backend.close(conn);
         }
         if let Some(socket) = self.socket(id) {
-            Counters::add(&socket.shared.counters.rejects, 1);
+            add(&socket.counters().rejects, 1);
             report(&socket.shared, Event::Rejected { address: peer, reason: RejectReason::TooManyAccepts });
         }
     }

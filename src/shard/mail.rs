@@ -17,7 +17,7 @@ use super::{DeliveryGuarantee, DropCause, Event, LinkKey, Shard, ShardSocket, So
 use crate::log::{Cursor, Frame};
 use crate::protocol::Identity;
 use crate::sabotage::{Bug, planted};
-use crate::shard::stats::Counters;
+use crate::shard::tally::{add, drop_unlinked};
 
 /// Frames that wait for a peer to return.
 #[derive(Default)]
@@ -52,7 +52,7 @@ impl ShardSocket {
 impl Shard {
     /// Puts what is in the mail, and due, into lanes. True if something was.
     pub(super) fn sort_mail(&mut self, id: SocketId) -> bool {
-        let now_ns = self.now_ns;
+        let (now_ns, shard) = (self.now_ns, self.index as usize);
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return false };
         let ShardSocket { shared, hub, mail, mail_at, by_identity, parked, released, .. } = socket;
         let from = *mail_at;
@@ -90,6 +90,7 @@ impl Shard {
                         expiring = Some(expires_ns);
                     }
                     waiting.frames.push(whole(letter.frame));
+                    add(&shared.counters[shard].parked, 1);
                 }
                 None => {
                     shared.peers.sent_to(&letter.identity, bytes);
@@ -99,10 +100,10 @@ impl Shard {
             true
         });
         *mail_at = to;
+        add(&shared.counters[shard].sorted, to.messages() - from.messages());
         *released |= mail.advance(from, to);
         for (identity, messages) in lost {
-            Counters::add(&shared.counters.dropped, messages);
-            report(shared, Event::Dropped { identity, messages, cause: DropCause::LinkEnded });
+            drop_unlinked(shared, shard, identity, DropCause::PeerGone, messages);
         }
         if let Some(expires_ns) = expiring {
             self.timers.set(expires_ns, Timer::Parked(id));
@@ -120,6 +121,7 @@ impl Shard {
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let Some(parked) = socket.parked.remove(&link.identity) else { return };
+        add(&socket.counters().parked, (parked.frames.len() as u64).wrapping_neg());
         let lane = lane_of(link);
         for frame in parked.frames.into_iter().filter(|_| !planted(Bug::NoUnpark)) {
             lane.take_directed(Frame::Whole(&frame), Cursor::default());
@@ -136,7 +138,8 @@ impl Shard {
             let Some(parked) = socket.parked.remove(&identity) else { continue };
             socket.shared.peers.sent_to(&identity, parked.frames.iter().map(Bytes::len).sum());
             let messages = parked.frames.len() as u64;
-            Counters::add(&socket.shared.counters.expired, messages);
+            add(&socket.counters().parked, messages.wrapping_neg());
+            add(&socket.counters().all.expired, messages);
             report(&socket.shared, Event::Expired { identity: Some(identity), messages });
         }
         socket.released = true;

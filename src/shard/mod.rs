@@ -30,6 +30,7 @@ mod receive;
 mod retain;
 mod shared;
 mod stats;
+mod tally;
 mod timers;
 
 use std::sync::Arc;
@@ -50,7 +51,7 @@ pub(crate) use inbound::{Ack, Inbound, Message, Walker};
 pub(crate) use outlet::Outlet;
 pub use shared::SocketId;
 pub(crate) use shared::{Ended, Phase, Port, SocketIds, SocketShared};
-pub use stats::{ShardStats, Stats};
+pub use stats::{Drops, Lag, PeerStats, RoundTrips, ShardStats, Stats};
 
 use crate::sabotage::{Bug, planted};
 use close::Closing;
@@ -59,6 +60,7 @@ use hub::Hub;
 use inbound::HandOver;
 use link::Link;
 use listener::Listener;
+use tally::TurnCount;
 use timers::Timers;
 
 /// A link of this shard: a place in its table and which tenant of that place. Stale keys are recognised by the second.
@@ -125,6 +127,8 @@ fn named(token: Token) -> (Op, u32, u32) {
 /// This shard's part of one socket.
 struct ShardSocket {
     shared: Arc<SocketShared>,
+    /// Which shard this is.
+    shard: usize,
     /// This shard's view of the socket's log.
     reader: log::Reader,
     /// How far that log was when the mail was last looked at: nothing beyond is sent before the mail is looked at again.
@@ -252,16 +256,18 @@ impl Shard {
             return Ok(Turn::Stopped);
         }
 
-        let mut deadline_ns = 0;
+        let (mut deadline_ns, mut armed) = (0, false);
         if may_wait && work == 0 && self.touched.is_empty() {
             self.port().doorbell().prepare_sleep();
+            armed = true;
             if self.port().is_empty() && self.outgoing.is_empty() {
                 deadline_ns = self.timers.next_ns().min(limit_ns);
             }
         }
         let mut completions = std::mem::take(&mut self.completions);
         let result = self.backend.turn(deadline_ns, &mut completions);
-        self.port().doorbell().awake();
+        let rung = armed && self.port().doorbell().awake();
+        let heard = rung && completions.is_empty();
 
         self.now_ns = self.backend.now_ns();
         work += completions.len();
@@ -273,7 +279,7 @@ impl Shard {
 
         work += self.fire_timers();
         self.tell_applications();
-        self.port().counts.tell(deadline_ns != 0, self.backend.counters());
+        self.count_turn(TurnCount { waited: deadline_ns != 0, worked: work > 0, rung, heard });
         Ok(if work > 0 { Turn::Busy } else { Turn::Idle })
     }
 
@@ -371,6 +377,7 @@ impl Shard {
         let mail_at = mail.join();
         self.sockets[at] = Some(ShardSocket {
             visible: reader.tail(),
+            shard: self.index as usize,
             shared,
             reader,
             mail,

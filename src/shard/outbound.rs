@@ -10,7 +10,6 @@ use super::retain::KEPT_RANGE_BYTES_MAX;
 use super::{Command, DeliveryGuarantee, DisconnectReason, LinkKey, Op, Shard, SocketId, Timer, token};
 use crate::log::Cursor;
 use crate::sabotage::{Bug, planted};
-use crate::shard::stats::Counters;
 
 /// Bytes that one send takes from a log at most; a frame that is larger goes in several.
 pub(super) const RANGE_BYTES_MAX: usize = 256 * 1024;
@@ -80,10 +79,13 @@ impl Shard {
     /// link is to send, as far as it is due; then the socket's log.
     pub(super) fn pump(&mut self, key: LinkKey) {
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
+        if link.lane.is_some() {
+            link.count_lane(socket.counters());
+        }
         if link.sending.is_some() || !link.is_live() {
             return;
         }
-        let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
         let mut slices = self.spare.pop().unwrap_or_default();
         let mut control = 0;
         let between = planted(Bug::ControlInside)
@@ -128,9 +130,12 @@ impl Shard {
         }
         if slices.is_empty() {
             self.spare.push(slices);
-            return;
+            return link.behind_since(0);
         }
-        link.sending = Some(InFlight { control, of_lane, from, to });
+        if link.behind_since_ns == 0 {
+            link.behind_since(self.now_ns);
+        }
+        link.sending = Some(InFlight { control, of_lane, from, to, since_ns: self.now_ns });
         self.backend.send(link.conn, slices, token(Op::LinkSend, key.slot, key.generation));
     }
 
@@ -147,7 +152,7 @@ impl Shard {
         };
         if bytes > 0 {
             link.liveness.handle_sent(now_ns);
-            Counters::add(&socket.shared.counters.bytes_sent, bytes as u64);
+            link.count(socket.counters(), |tally| &tally.bytes_sent, bytes as u64);
         }
         if range.to != range.from {
             let of_log = bytes.saturating_sub(range.control);
@@ -163,7 +168,9 @@ impl Shard {
                 Some(_) => reader.align(range.from, of_log as u64),
             };
             let whole = reached.messages() - range.from.messages();
-            Counters::add(&socket.shared.counters.delivered, whole);
+            if link.retained.is_none() {
+                link.count(socket.counters(), |tally| &tally.delivered, whole);
+            }
             if range.of_lane
                 && let Some(lane) = &mut link.lane
             {
@@ -181,7 +188,9 @@ impl Shard {
                 slices.clear();
                 socket.released |= socket.reader.advance(range.from, reached);
                 link.cursor = reached;
+                link.count_cursor(socket.counters());
             }
+            link.behind_since(range.since_ns);
         }
         slices.clear();
         if self.spare.len() < SPARE_MAX {

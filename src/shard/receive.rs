@@ -3,12 +3,12 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::link::{Reading, State};
+use super::link::{Link, Reading, State};
 use super::{AckMode, DisconnectReason, Inbound, LinkKey, Op, Shard, ShardSocket, SocketId, token};
 use crate::backend::{self, Lease};
 use crate::protocol::{self, FrameError, MsgId};
 use crate::sabotage::{Bug, planted};
-use crate::shard::stats::Counters;
+use crate::shard::tally::add;
 
 /// The rest of a frame that is longer than this is received straight into its final buffer.
 const FILL_FROM_BYTES: usize = 64 * 1024;
@@ -38,7 +38,7 @@ impl Shard {
             return;
         };
         let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
-        Counters::add(&socket.shared.counters.bytes_received, lease.len() as u64);
+        link.count(socket.counters(), |tally| &tally.bytes_received, lease.len() as u64);
         if !link.is_live() {
             return;
         }
@@ -57,14 +57,14 @@ impl Shard {
         if fill {
             link.reading = Reading::Stopping;
         }
-        Counters::add(&socket.shared.counters.received, u64::from(scan.messages));
+        link.count(socket.counters(), |tally| &tally.received, u64::from(scan.messages));
         if scan.messages > 0 {
             let run = |frames| Inbound { identity, link: key, shard, frames };
             let first = scan.assembled.map(run);
             let second = (!scan.run.is_empty()).then(|| run(socket.hand_over.frames(lease, scan.run, slabs)));
             for arrived in first.into_iter().chain(second) {
                 if scan.needs_ack {
-                    accept(socket, &mut link.control, arrived);
+                    accept(socket, link, arrived);
                 } else {
                     socket.stash.push_back(arrived);
                 }
@@ -104,12 +104,12 @@ impl Shard {
                 let recovered = link.liveness.handle_received(now_ns);
                 let identity = link.identity;
                 if let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) {
-                    Counters::add(&socket.shared.counters.bytes_received, bytes as u64);
+                    link.count(socket.counters(), |tally| &tally.bytes_received, bytes as u64);
                     if let Some(frames) = whole
                         && link.is_live()
                     {
-                        Counters::add(&socket.shared.counters.received, 1);
-                        accept(socket, &mut link.control, Inbound { identity, link: key, shard, frames });
+                        link.count(socket.counters(), |tally| &tally.received, 1);
+                        accept(socket, link, Inbound { identity, link: key, shard, frames });
                         self.hand_over(id, Some(key));
                         self.pump(key);
                     }
@@ -149,6 +149,9 @@ impl Shard {
 
     /// A suspect peer was heard again.
     fn recovered(&mut self, key: LinkKey, id: SocketId, identity: crate::protocol::Identity) {
+        if let Some(link) = self.link(key) {
+            link.set_suspect(false);
+        }
         if let Some(socket) = self.socket(id) {
             if let Some(hub) = &mut socket.hub {
                 hub.circle.insert(key);
@@ -189,7 +192,7 @@ impl Shard {
                 retained.pause(now_ns);
             }
             socket.paused.push(key);
-            Counters::add(&socket.shared.counters.receive_pauses, 1);
+            add(&socket.counters().receive_pauses, 1);
             if link.reading == Reading::Streaming {
                 link.reading = Reading::Stopping;
                 self.backend.cancel(token(Op::LinkRecv, key.slot, key.generation));
@@ -230,7 +233,7 @@ const IN_HAND_MAX: usize = 1 << 16;
 
 /// Takes in a run with messages that want to be acknowledged: those that were received before are acknowledged again and taken out,
 /// the others are acknowledged now if that is the socket's mode.
-fn accept(socket: &mut ShardSocket, control: &mut BytesMut, arrived: Inbound) {
+fn accept(socket: &mut ShardSocket, link: &mut Link, arrived: Inbound) {
     let frames = &arrived.frames;
     let on_receipt = socket.shared.config.ack_mode == AckMode::OnReceipt || planted(Bug::AckOnArrival);
     let (mut at, mut fresh_from) = (0, 0);
@@ -246,8 +249,8 @@ fn accept(socket: &mut ShardSocket, control: &mut BytesMut, arrived: Inbound) {
         // One that the application is not done with yet is acknowledged when it is, on the link where it has come last: until
         // then its sender must keep it.
         match socket.in_hand.get_mut(&id) {
-            Some(link) if !on_receipt && !planted(Bug::AckInHand) => *link = arrived.link,
-            _ if on_receipt || !fresh => control.extend_from_slice(&protocol::ack(id)),
+            Some(last) if !on_receipt && !planted(Bug::AckInHand) => *last = arrived.link,
+            _ if on_receipt || !fresh => link.control.extend_from_slice(&protocol::ack(id)),
             _ => {}
         }
         if !fresh {
@@ -261,7 +264,7 @@ fn accept(socket: &mut ShardSocket, control: &mut BytesMut, arrived: Inbound) {
     if duplicates == 0 {
         return socket.stash.push_back(arrived);
     }
-    Counters::add(&socket.shared.counters.duplicates, duplicates);
+    link.count(socket.counters(), |tally| &tally.duplicates, duplicates);
     if fresh_from < frames.len() {
         socket.stash.push_back(Inbound { frames: frames.slice(fresh_from..), ..arrived });
     }

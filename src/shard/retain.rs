@@ -13,7 +13,7 @@ use crate::protocol::{self, Deframer, MsgId, Overdue, Pending, PendingConfig, Wa
 use crate::sabotage::{Bug, planted};
 use crate::shard::config::SocketConfig;
 use crate::shard::mail::Parked;
-use crate::shard::stats::Counters;
+use crate::shard::tally::add;
 
 /// What one link has sent and not seen acknowledged.
 pub(super) struct Retained {
@@ -114,18 +114,22 @@ impl Shard {
     pub(super) fn acknowledged(&mut self, key: LinkKey, ids: &[MsgId]) {
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let (id, Some(retained), Some(lane)) = (link.socket, &mut link.retained, &mut link.lane) else { return };
+        let now_ns = self.now_ns;
+        let mut round_trips_ns = Vec::new();
         let mut known = 0;
         let mut directed = 0;
         for msg_id in ids {
-            if let Some(kept) = retained.pending.acknowledge(msg_id) {
+            if let Some((kept, round_trip_ns)) = retained.pending.acknowledge(msg_id, now_ns) {
                 known += 1;
+                round_trips_ns.extend(round_trip_ns);
                 lane.unacknowledged -= kept.frame.len();
                 directed += if kept.directed { kept.frame.len() } else { 0 };
             }
         }
         link.queued_sub(directed);
-        if let Some(socket) = self.socket(id) {
-            Counters::add(&socket.shared.counters.acknowledged, known);
+        if let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) {
+            link.count(socket.counters(), |tally| &tally.delivered, known);
+            link.count_round_trips(socket.counters(), &round_trips_ns);
             socket.released = true;
         }
         self.touch(id);
@@ -175,10 +179,10 @@ impl Shard {
             }
         }
         link.queued_sub(directed_bytes);
-        if let Some(socket) = self.socket(id) {
-            Counters::add(&socket.shared.counters.resent, resent);
+        if let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) {
+            link.count(socket.counters(), |tally| &tally.resent, resent);
             if expired > 0 {
-                Counters::add(&socket.shared.counters.expired, expired);
+                link.count(socket.counters(), |tally| &tally.expired, expired);
                 report(&socket.shared, Event::Expired { identity: Some(identity), messages: expired });
             }
             socket.released = true;
@@ -218,6 +222,7 @@ pub(super) fn hand_on(socket: &mut ShardSocket, link: &mut Link, expires_ns: u64
     }
     link.queued_sub(lost_bytes);
     if !park.is_empty() {
+        add(&socket.counters().parked, park.len() as u64);
         let parked: &mut Parked = socket.parked.entry(link.identity).or_default();
         parked.expires_ns = expires_ns;
         parked.frames.extend(park);
@@ -225,5 +230,6 @@ pub(super) fn hand_on(socket: &mut ShardSocket, link: &mut Link, expires_ns: u64
     if let Some(hub) = &mut socket.hub {
         hub.take_back(back);
     }
+    socket.count_hub();
     lost
 }

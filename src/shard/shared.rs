@@ -6,24 +6,24 @@
 //! later, and it sees the message, or the sender's does, and finds the socket not marked, and marks it.
 
 use std::collections::VecDeque;
-use std::collections::hash_map::{Entry, HashMap};
+use std::collections::hash_map::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 
-use crate::backend::Address;
 use crate::log;
 use crate::protocol::{IdHash, Identity, MsgId};
 use crate::queue::{Commands, Doorbell, ReceiveQueue};
 use crate::sabotage::{Bug, planted};
 use crate::shard::LinkKey;
 use crate::shard::command::Command;
-use crate::shard::config::{SendMode, SocketConfig};
-use crate::shard::event::{DisconnectReason, Event, EventQueue};
+use crate::shard::config::{DeliveryGuarantee, SendMode, SocketConfig};
+use crate::shard::event::{DisconnectReason, DropCause, Event, EventQueue};
 use crate::shard::inbound::Inbound;
-use crate::shard::stats::{Counters, ShardCounters, Stats};
+use crate::shard::stats::{Lag, PeerStats, Stats};
+use crate::shard::tally::{Account, Counters, ShardCounters};
 
 /// Number of a socket within its engine; given again after the socket is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -176,7 +176,11 @@ pub(crate) struct SocketShared {
     pub(crate) log: log::Handle,
     pub(crate) inbox: ReceiveQueue<Inbound>,
     pub(crate) events: EventQueue,
-    pub(crate) counters: Counters,
+    /// Each shard's.
+    pub(crate) counters: Box<[CachePadded<Counters>]>,
+    /// What senders count: messages accepted for one peer, and their bytes.
+    pub(crate) directed: AtomicU64,
+    pub(crate) directed_bytes: AtomicU64,
     pub(crate) peers: Peers,
     pub(crate) ports: Arc<[Arc<Port>]>,
     /// The shard where its hub lives.
@@ -186,6 +190,7 @@ pub(crate) struct SocketShared {
     /// 0, or the number of the wait that began when a sender found the log full.
     blocked: AtomicU64,
     waits: AtomicU64,
+    send_waits: AtomicU64,
     /// Connections on all shards, whatever their state.
     connections: AtomicUsize,
     /// What each shard has of it.
@@ -203,6 +208,7 @@ impl SocketShared {
         log: log::Handle,
         ports: Arc<[Arc<Port>]>,
     ) -> SocketShared {
+        let measured = config.delivery == DeliveryGuarantee::AtLeastOnce;
         SocketShared {
             id: taken.id,
             home: taken.id.index() % ports.len(),
@@ -210,7 +216,10 @@ impl SocketShared {
             identity,
             inbox: ReceiveQueue::new(RECEIVE_ENTRIES, config.receive_bytes_max),
             events: EventQueue::new(config.events_max),
-            counters: Counters::default(),
+            counters: ports.iter().map(|_| CachePadded::new(Counters::new(measured))).collect(),
+            directed: AtomicU64::new(0),
+            directed_bytes: AtomicU64::new(0),
+            send_waits: AtomicU64::new(0),
             peers: Peers::default(),
             log,
             config,
@@ -322,7 +331,7 @@ impl SocketShared {
     pub(crate) fn begin_wait(&self) {
         let number = self.waits.fetch_add(1, Ordering::Relaxed) + 1;
         if self.blocked.compare_exchange(0, number, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
-            Counters::add(&self.counters.send_waits, 1);
+            self.send_waits.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -392,14 +401,95 @@ impl SocketShared {
         self.shares[shard].resume.swap(false, Ordering::Acquire)
     }
 
+    /// The engine's time.
+    fn now_ns(&self) -> u64 {
+        self.ports[self.home()].counts.now_ns()
+    }
+
+    /// The socket's counters. Takes the lock of the peers' directory for its lag and skew, and the log's for a moment.
     pub(crate) fn stats(&self) -> Stats {
+        let directed = self.directed.load(Ordering::Relaxed);
+        let directed_bytes = self.directed_bytes.load(Ordering::Relaxed);
+        let mut stats = Stats::default();
+        let (mut sorted, mut dealt, mut dealt_bytes) = (0, 0, 0);
+        let tail = self.log.tail();
+        for counters in &self.counters {
+            let (all, of) = (&counters.all, |count: &AtomicU64| count.load(Ordering::Relaxed));
+            let (queued, queued_bytes) = all.queued(tail);
+            stats.messages_addressed += all.of_log(tail);
+            stats.messages_queued += queued + of(&counters.parked) + of(&counters.returned);
+            stats.bytes_queued += queued_bytes;
+            stats.messages_delivered += of(&all.delivered);
+            stats.messages_conflated += of(&all.conflated);
+            stats.messages_pending += of(&all.pending);
+            stats.bytes_pending += of(&all.pending_bytes);
+            stats.messages_expired += of(&all.expired);
+            stats.messages_resent += of(&all.resent);
+            stats.duplicates_removed += of(&all.duplicates);
+            stats.messages_received += of(&all.received);
+            stats.bytes_sent += of(&all.bytes_sent);
+            stats.bytes_received += of(&all.bytes_received);
+            for (sum, (_, dropped)) in stats.drops.0.iter_mut().zip(all.drops().iter()) {
+                *sum += dropped;
+            }
+            stats.round_trips.merge(&all.round_trips());
+            stats.connects += of(&counters.connects);
+            stats.reconnects += of(&counters.reconnects);
+            stats.disconnects += of(&counters.disconnects);
+            stats.rejects += of(&counters.rejects);
+            stats.receive_pauses += of(&counters.receive_pauses);
+            sorted += of(&counters.sorted);
+            dealt += of(&counters.dealt);
+            dealt_bytes += of(&counters.dealt_bytes);
+        }
+        let (waiting, waiting_bytes) = match self.config.send_mode {
+            SendMode::Publish => {
+                let (backlog, bytes) = self.log.backlog();
+                stats.messages_addressed += backlog;
+                (backlog, bytes)
+            }
+            SendMode::RoundRobin => {
+                stats.messages_addressed = tail.messages();
+                (tail.messages().saturating_sub(dealt), tail.frame().saturating_sub(dealt_bytes))
+            }
+        };
+        stats.messages_addressed += directed;
+        stats.messages_queued += waiting + directed.saturating_sub(sorted);
+        stats.bytes_queued += waiting_bytes;
+        if self.phase() >= Phase::Closed {
+            // It goes nowhere any more.
+            let left = std::mem::take(&mut stats.messages_queued) + std::mem::take(&mut stats.messages_pending);
+            stats.drops.0[DropCause::Closed as usize] += left;
+            (stats.bytes_queued, stats.bytes_pending) = (0, 0);
+        }
+        stats.messages_dropped = stats.drops.total();
+        if self.config.delivery == DeliveryGuarantee::AtLeastOnce {
+            stats.messages_acknowledged = stats.messages_delivered;
+        }
+        (stats.lag, stats.skew) = self.peers.lag_and_skew(tail, self.now_ns());
         Stats {
             peers: self.peers.count() as u64,
-            messages_sent: self.log.messages() + self.counters.directed.load(Ordering::Relaxed),
+            messages_sent: tail.messages() + directed,
+            bytes_accepted: tail.frame() + directed_bytes,
             log_bytes: self.log.bytes_held() as u64,
             receive_bytes: self.inbox.bytes() as u64,
-            ..self.counters.snapshot()
+            send_waits: self.send_waits.load(Ordering::Relaxed),
+            events_missed: self.events.missed_total(),
+            ..stats
         }
+    }
+
+    /// Each connected peer's counters.
+    pub(crate) fn peer_stats(&self) -> Vec<PeerStats> {
+        let accounts = self.peers.accounts();
+        let (tail, now_ns) = (self.log.tail(), self.now_ns());
+        accounts.iter().map(|account| account.snapshot(tail, now_ns)).collect()
+    }
+
+    /// One connected peer's counters.
+    pub(crate) fn peer_stats_of(&self, identity: &Identity) -> Option<PeerStats> {
+        let account = self.peers.account(identity)?;
+        Some(account.snapshot(self.log.tail(), self.now_ns()))
     }
 }
 
@@ -426,9 +516,12 @@ struct Directory {
     gone: VecDeque<Identity>,
 }
 
+#[derive(Default)]
 struct Peer {
-    /// Where it is, while it is connected.
-    address: Option<Address>,
+    /// Its counters, while it is connected.
+    account: Option<Arc<Account>>,
+    /// How often it has connected.
+    connects: u64,
     /// Bytes sent to it by identity that have not gone out.
     queued: Arc<AtomicUsize>,
 }
@@ -445,32 +538,35 @@ impl Peers {
         self.directory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A peer is connected; answers with its account of bytes sent by identity.
-    pub(crate) fn insert(&self, identity: Identity, address: Address) -> Arc<AtomicUsize> {
+    /// A peer is connected; answers with its counters, and with how many bytes sent to it by identity wait. `open` makes the counters
+    /// of one that was connected so often before.
+    pub(crate) fn insert(
+        &self,
+        identity: Identity,
+        open: impl FnOnce(u64) -> Account,
+    ) -> (Arc<Account>, Arc<AtomicUsize>) {
         let mut directory = self.lock();
-        let queued = match directory.peers.entry(identity) {
-            Entry::Occupied(mut known) => {
-                known.get_mut().address = Some(address);
-                known.get().queued.clone()
-            }
-            Entry::Vacant(new) => new.insert(Peer { address: Some(address), queued: Arc::default() }).queued.clone(),
-        };
+        let peer = directory.peers.entry(identity).or_default();
+        let account = Arc::new(open(peer.connects));
+        peer.connects += 1;
+        peer.account = Some(account.clone());
+        let queued = peer.queued.clone();
         directory.connected += 1;
         self.count.store(directory.connected, Ordering::Release);
         drop(directory);
         self.changed.notify(usize::MAX);
-        queued
+        (account, queued)
     }
 
     pub(crate) fn remove(&self, identity: &Identity) {
         let mut directory = self.lock();
-        if directory.peers.get_mut(identity).and_then(|peer| peer.address.take()).is_some() {
+        if directory.peers.get_mut(identity).and_then(|peer| peer.account.take()).is_some() {
             directory.connected -= 1;
             directory.gone.push_back(*identity);
         }
         while directory.gone.len() > GONE_MAX {
             if let Some(oldest) = directory.gone.pop_front()
-                && directory.peers.get(&oldest).is_some_and(|peer| peer.address.is_none())
+                && directory.peers.get(&oldest).is_some_and(|peer| peer.account.is_none())
             {
                 directory.peers.remove(&oldest);
             }
@@ -484,7 +580,7 @@ impl Peers {
     pub(crate) fn find(&self, identity: &Identity) -> Option<Addressee> {
         let directory = self.lock();
         let peer = directory.peers.get(identity)?;
-        Some(Addressee { connected: peer.address.is_some(), queued: peer.queued.clone() })
+        Some(Addressee { connected: peer.account.is_some(), queued: peer.queued.clone() })
     }
 
     /// Bytes by identity to this peer have gone out, or never will.
@@ -499,7 +595,24 @@ impl Peers {
     }
 
     pub(crate) fn identities(&self) -> Vec<Identity> {
-        self.lock().peers.iter().filter(|(_, peer)| peer.address.is_some()).map(|(identity, _)| *identity).collect()
+        self.lock().peers.iter().filter(|(_, peer)| peer.account.is_some()).map(|(identity, _)| *identity).collect()
+    }
+
+    fn accounts(&self) -> Vec<Arc<Account>> {
+        self.lock().peers.values().filter_map(|peer| peer.account.clone()).collect()
+    }
+
+    fn account(&self, identity: &Identity) -> Option<Arc<Account>> {
+        self.lock().peers.get(identity)?.account.clone()
+    }
+
+    /// The largest lag of all peers, and how much larger it is than the smallest.
+    fn lag_and_skew(&self, tail: log::Cursor, now_ns: u64) -> (Lag, Lag) {
+        let directory = self.lock();
+        let mut lags = directory.peers.values().filter_map(|peer| Some(peer.account.as_ref()?.lag(tail, now_ns)));
+        let Some(first) = lags.next() else { return (Lag::default(), Lag::default()) };
+        let (most, least) = lags.fold((first, first), |(most, least), lag| (most.max(lag), least.min(lag)));
+        (most, most.beyond(least))
     }
 }
 

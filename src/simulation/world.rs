@@ -647,7 +647,6 @@ impl World {
         let journal = self.common.journal.borrow();
         for SimSocket { socket, life } in self.nodes.iter().flat_map(|node| node.sockets.iter().flatten()) {
             let (stats, record) = (socket.stats(), &journal.lives[life.0 as usize]);
-            let delivered = stats.messages_delivered - stats.messages_resent.min(stats.messages_delivered);
             let directed = record.sent.iter().filter(|sent| sent.to.is_some()).count() as u64;
             let all = record.undirected + directed;
             // Handed over, dropped for a cause, or (at least once, more often than once) handed on.
@@ -655,12 +654,19 @@ impl World {
             let circle = record.mode == crate::shard::SendMode::RoundRobin && stats.peers > 0;
             let waits = record.is_at_least_once() && directed > 0;
             if circle && (known < all && !waits || known != all && !record.is_at_least_once()) {
-                let text = format!("{life:?} sent {all} in the circle; delivered {delivered}: {stats:?}");
+                let text = format!("{life:?} sent {all} in the circle: {stats:?}");
                 return self.broken("I10", text);
             }
             let certain = directed == 0 && stats.peers > 0;
             if record.is_at_least_once() && certain && stats.messages_acknowledged != all {
                 return self.broken("I11", format!("{life:?} sent {all}, not all acknowledged once: {stats:?}"));
+            }
+            if !stats.is_balanced() {
+                let text = format!("{life:?} does not know of {} messages: {stats:?}", stats.balance());
+                return self.broken("I10", text);
+            }
+            if let Some(peer) = socket.peer_stats().iter().find(|peer| peer.balance() != 0) {
+                return self.broken("I10", format!("{life:?} does not know of {} messages: {peer:?}", peer.balance()));
             }
             if stats.messages_sent != all {
                 let text = format!("{life:?} sent {all} messages and counts {}", stats.messages_sent);

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::backend::Address;
 use crate::protocol::Identity;
-use crate::shard::{Event, Message, Phase, Stats};
+use crate::shard::{Event, Message, PeerStats, Phase, Stats};
 
 /// A [`Socket`](crate::Socket) whose calls block. Clones are handles to the same socket.
 ///
@@ -310,9 +310,19 @@ impl Socket {
         self.socket.try_event()
     }
 
-    /// The socket's counters now.
+    /// The socket's counters now. Costs a look at each peer, for the lag.
     pub fn stats(&self) -> Stats {
         self.socket.stats()
+    }
+
+    /// The counters of each peer that is connected now, in no particular order.
+    pub fn peer_stats(&self) -> Vec<PeerStats> {
+        self.socket.peer_stats()
+    }
+
+    /// One peer's counters; `None` if it is not connected now.
+    pub fn peer_stats_of(&self, identity: Identity) -> Option<PeerStats> {
+        self.socket.peer_stats_of(identity)
     }
 
     /// Ends the socket for all its handles, see [`Socket::close`](crate::Socket::close).

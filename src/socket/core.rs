@@ -71,9 +71,14 @@ pub(super) fn offer_to<'a>(
             .map_err(|(Full, bytes)| TrySendError::Full(Payload::Owned(bytes))),
     };
     match result {
-        Ok(()) => shared.counters.directed.fetch_add(1, Ordering::Relaxed),
-        Err(_) => peer.queued.fetch_sub(bytes, Ordering::Relaxed) as u64,
-    };
+        Ok(()) => {
+            shared.directed.fetch_add(1, Ordering::Relaxed);
+            shared.directed_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        Err(_) => {
+            peer.queued.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
     result.map(|()| shard)
 }
 

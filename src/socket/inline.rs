@@ -22,7 +22,8 @@ use crate::engine::inline::InlineEngine;
 use crate::engine::{EngineBuilder, EngineError, EngineInfo};
 use crate::protocol::Identity;
 use crate::shard::{
-    Command, Event, Message, Outlet, Reply, ShardStats, SocketConfig, SocketId, SocketShared, Stats, Walker, nanos,
+    Command, Event, Message, Outlet, PeerStats, Reply, ShardStats, SocketConfig, SocketId, SocketShared, Stats, Walker,
+    nanos,
 };
 
 /// Bytes appended after which `send` sends by itself: one chunk, what one operation takes.
@@ -464,9 +465,19 @@ impl Socket {
         self.shared().events.pop()
     }
 
-    /// The socket's counters now.
+    /// The socket's counters now. Costs a look at each peer, for the lag.
     pub fn stats(&self) -> Stats {
         self.shared().stats()
+    }
+
+    /// The counters of each peer that is connected now, in no particular order.
+    pub fn peer_stats(&self) -> Vec<PeerStats> {
+        self.shared().peer_stats()
+    }
+
+    /// One peer's counters; `None` if it is not connected now.
+    pub fn peer_stats_of(&self, identity: Identity) -> Option<PeerStats> {
+        self.shared().peer_stats_of(&identity)
     }
 
     /// Ends the socket: drives the engine until what was sent has drained, within the linger time, and every connection has had an

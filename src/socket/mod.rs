@@ -23,7 +23,7 @@ use bytes::Bytes;
 use crate::backend::Address;
 use crate::engine::Engine;
 use crate::protocol::Identity;
-use crate::shard::{Command, Ended, Event, Message, Outlet, Phase, Reply, SocketShared, Stats, Walker};
+use crate::shard::{Command, Ended, Event, Message, Outlet, PeerStats, Phase, Reply, SocketShared, Stats, Walker};
 
 pub use builder::SocketBuilder;
 pub use endpoint::{Endpoint, EndpointError};
@@ -448,9 +448,19 @@ impl Socket {
         self.shared().events.pop()
     }
 
-    /// The socket's counters now.
+    /// The socket's counters now. Costs a look at each peer, for the lag.
     pub fn stats(&self) -> Stats {
         self.shared().stats()
+    }
+
+    /// The counters of each peer that is connected now, in no particular order.
+    pub fn peer_stats(&self) -> Vec<PeerStats> {
+        self.shared().peer_stats()
+    }
+
+    /// One peer's counters; `None` if it is not connected now.
+    pub fn peer_stats_of(&self, identity: Identity) -> Option<PeerStats> {
+        self.shared().peer_stats_of(&identity)
     }
 
     /// Ends the socket for all its handles: nothing more is accepted, what was is sent for as long as the linger time lasts, then

@@ -85,12 +85,14 @@ impl<T> Pending<T> {
         Ok(())
     }
 
-    /// An ACK has come. Returns its message, or `None` for an id that does not wait: acknowledged before, expired, or
-    /// never ours.
-    pub(crate) fn acknowledge(&mut self, msg_id: &MsgId) -> Option<T> {
-        let (_, waiting) = self.waiting.remove(msg_id)?;
+    /// An ACK has come at `now_ns`. Returns its message, with how long it took if it was sent once only: else nobody knows which
+    /// sending this answers. `None` for an id that does not wait: acknowledged before, expired, or never ours.
+    pub(crate) fn acknowledge(&mut self, msg_id: &MsgId, now_ns: u64) -> Option<(T, Option<u64>)> {
+        let (deadline_ns, waiting) = self.waiting.remove(msg_id)?;
         self.drop_stale();
-        Some(waiting.message)
+        let sent_ns = deadline_ns.saturating_sub(self.config.resend_ns);
+        let round_trip_ns = (waiting.attempts == 1).then(|| self.clock_ns(now_ns).saturating_sub(sent_ns));
+        Some((waiting.message, round_trip_ns))
     }
 
     /// The next message whose ACK is overdue. To be asked until `None`; nothing is overdue during a pause.
@@ -203,8 +205,8 @@ mod tests {
         assert_eq!(pending.poll(49), None);
         assert_eq!(pending.poll(50), Some(Overdue::Resend(id(1), &1)));
         assert_eq!(pending.poll(50), None);
-        assert_eq!(pending.acknowledge(&id(2)), Some(2));
-        assert_eq!(pending.acknowledge(&id(2)), None);
+        assert_eq!(pending.acknowledge(&id(2), 55), Some((2, Some(45))));
+        assert_eq!(pending.acknowledge(&id(2), 55), None);
         assert_eq!(pending.poll(100), Some(Overdue::Resend(id(1), &1)));
         assert_eq!(pending.poll(150), Some(Overdue::Expired(Waiting { attempts: 3, ..sent(1) })));
         assert_eq!(pending.poll(u64::MAX), None);
@@ -234,7 +236,7 @@ mod tests {
         for number in 0..5 {
             pending.insert(sent(number), number).unwrap();
         }
-        pending.acknowledge(&id(2));
+        pending.acknowledge(&id(2), 5);
         assert_eq!(pending.poll(50), Some(Overdue::Resend(id(0), &0)));
         let drained: Vec<_> = pending.drain().into_iter().map(|waiting| (waiting.message, waiting.attempts)).collect();
         assert_eq!(drained, [(1, 1), (3, 1), (4, 1), (0, 2)]);
@@ -266,7 +268,7 @@ mod tests {
                     }
                     2 => {
                         let known = model.iter().any(|row| row.0 == number);
-                        prop_assert_eq!(pending.acknowledge(&id(number)).is_some(), known);
+                        prop_assert_eq!(pending.acknowledge(&id(number), now_ns).is_some(), known);
                         model.retain(|row| row.0 != number);
                     }
                     3 if number < 10 => {
