@@ -6,7 +6,8 @@
 //! library's choice. `shards=N`: reactor threads. `spin`: busy waiting before parking. `publish`:
 //! the push pattern through a PUBLISH socket with its one peer, else ROUNDROBIN. `alone`: each
 //! message goes out by itself. `batch`: received by the borrowed batch call. `owned`: each message is
-//! sent as `Bytes` of its own instead of a borrowed slice.
+//! sent as `Bytes` of its own instead of a borrowed slice. `acknowledged`: AT_LEAST_ONCE. `--pattern push`
+//! with more than one `--subs`: ROUNDROBIN to so many workers, in one process.
 
 mod support;
 
@@ -15,7 +16,10 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aiomsg_uring::{Backend, Batch, Engine, SendMode, Socket, SocketBuilder, SocketId, TryRecvError, blocking, inline};
+use aiomsg_uring::{
+    Backend, Batch, DeliveryGuarantee, Engine, SendMode, Socket, SocketBuilder, SocketId, TryRecvError, blocking,
+    inline,
+};
 use bytes::Bytes;
 use support::latency::RoundTrips;
 use support::message::{DATA, message, stamp};
@@ -68,6 +72,10 @@ fn socket(options: &Options) -> SocketBuilder {
     let publishes = options.is_fan_out() || options.has("publish");
     let builder = Socket::builder()
         .send_mode(if publishes { SendMode::Publish } else { SendMode::RoundRobin })
+        .delivery_guarantee(match options.has("acknowledged") {
+            true => DeliveryGuarantee::AtLeastOnce,
+            false => DeliveryGuarantee::AtMostOnce,
+        })
         .peers_max(options.subs + 16);
     match options.hwm {
         0 => builder,
@@ -97,9 +105,13 @@ fn publish_inline(options: &Options) -> Outcome {
     let socket = socket(options).build_inline(&engine)?;
     socket.bind(endpoint(options))?;
     let (owned, alone) = (options.has("owned"), options.has("alone"));
+    // Each worker gets one of what every peer has to get.
+    let rounds = if options.is_shared() { options.subs } else { 1 };
     let mut ready = Vec::new();
     while let Some(probe) = sender.probe() {
-        socket.send(&probe)?;
+        for _ in 0..rounds {
+            socket.send(&probe)?;
+        }
         socket.flush()?;
         drive(&engine, PROBE_INTERVAL, &mut ready)?;
     }
@@ -119,7 +131,9 @@ fn publish_inline(options: &Options) -> Outcome {
     socket.flush()?;
     sender.sent();
     while let Some(end) = sender.end() {
-        socket.send(&end)?;
+        for _ in 0..rounds {
+            socket.send(&end)?;
+        }
         socket.flush()?;
         drive(&engine, END_INTERVAL, &mut ready)?;
     }
@@ -139,7 +153,7 @@ fn drive(engine: &inline::Engine, time: Duration, ready: &mut Vec<SocketId>) -> 
 }
 
 fn subscribe_inline(options: &Options) -> Outcome {
-    let links = options.copies() as usize;
+    let links = options.subs;
     let receiver = Receiver::new(options, links)?;
     let engine = engine_inline(options)?;
     let mut sockets = Vec::with_capacity(links);
@@ -269,8 +283,12 @@ fn publish(options: &Options) -> Outcome {
     let socket = socket(options).engine(&engine).build_blocking()?;
     socket.bind(endpoint(options))?;
     let (owned, alone) = (options.has("owned"), options.has("alone"));
+    // Each worker gets one of what every peer has to get.
+    let rounds = if options.is_shared() { options.subs } else { 1 };
     while let Some(probe) = sender.probe() {
-        socket.send(&probe)?;
+        for _ in 0..rounds {
+            socket.send(&probe)?;
+        }
         thread::sleep(PROBE_INTERVAL);
     }
     let mut data = message(DATA, 0, options.size);
@@ -288,14 +306,16 @@ fn publish(options: &Options) -> Outcome {
     }
     sender.sent();
     while let Some(end) = sender.end() {
-        socket.send(&end)?;
+        for _ in 0..rounds {
+            socket.send(&end)?;
+        }
         thread::sleep(END_INTERVAL);
     }
     sender.report()
 }
 
 fn subscribe(options: &Options) -> Outcome {
-    let links = options.copies() as usize;
+    let links = options.subs;
     let receiver = Receiver::new(options, links)?;
     let engine = engine(options)?;
     let mut sockets = Vec::with_capacity(links);

@@ -116,6 +116,16 @@ fn cookbook_work_queue() {
 }
 
 #[test]
+fn reconnection() {
+    runs("reconnection");
+}
+
+#[test]
+fn busy_poll() {
+    runs("busy_poll");
+}
+
+#[test]
 fn journal_worker() {
     runs("journal_worker");
 }
@@ -125,6 +135,20 @@ fn recorder() {
     match uring_problem() {
         Some(problem) => say_loudly(&format!("SKIPPED: the example recorder, because {problem}")),
         None => runs("recorder"),
+    }
+}
+
+/// Nobody looks for a pattern that the index does not name, and nothing keeps one working that no test runs.
+#[test]
+fn the_index_names_every_example() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let index = std::fs::read_to_string(folder.join("README.md")).expect("the index");
+    for entry in std::fs::read_dir(folder).expect("examples").flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.file_stem().and_then(|stem| stem.to_str()).expect("a name");
+            assert!(index.contains(&format!("`{name}`")), "examples/README.md does not name {name}");
+        }
     }
 }
 

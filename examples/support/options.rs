@@ -16,7 +16,7 @@ pub(crate) struct Options {
     pub(crate) size: usize,
     /// Messages of the measured part, or round trips.
     pub(crate) count: u64,
-    /// Subscribers of a fan-out, connections of `hold` and `idle`.
+    /// Subscribers of a fan-out, workers that share a push, connections of `hold` and `idle`.
     pub(crate) subs: usize,
     /// `push`: each message to one receiver; `pub`: to all.
     pub(crate) pattern: String,
@@ -82,6 +82,11 @@ impl Options {
     /// Whether every receiver gets each message.
     pub(crate) fn is_fan_out(&self) -> bool {
         self.pattern == "pub"
+    }
+
+    /// Whether several receivers share the messages.
+    pub(crate) fn is_shared(&self) -> bool {
+        !self.is_fan_out() && self.subs > 1
     }
 
     /// How many deliveries one message makes.

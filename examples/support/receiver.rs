@@ -76,7 +76,8 @@ impl Receiver {
         let now = Instant::now();
         Counter {
             expected: options.count,
-            warm_up: (options.count / 10).max(1),
+            warm_up: (options.count / 10 / if options.is_shared() { options.subs as u64 } else { 1 }).max(1),
+            is_shared: options.is_shared(),
             step: if options.window == 0 { 4096 } else { (options.window / 8).clamp(1, 256) },
             shared: self.shared.clone(),
             received: 0,
@@ -96,7 +97,8 @@ impl Receiver {
         let since = self.shared.since.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or_else(Usage::now);
         let sum = |of: fn(&Counter) -> u64| counters.iter().map(of).sum::<u64>();
         let delivered = sum(|counter| counter.received);
-        let lost = sum(|counter| counter.expected).saturating_sub(delivered);
+        let expected = if self.shared.options.is_shared() { self.shared.options.count } else { sum(|c| c.expected) };
+        let lost = expected.saturating_sub(delivered);
         let disorder = sum(|counter| counter.disorder);
         let counted = sum(|counter| counter.counted());
         let begin = counters.iter().filter_map(|counter| counter.warm.map(|(at, _)| at)).min();
@@ -127,6 +129,8 @@ pub(crate) struct Counter {
     told: u64,
     number_next: u64,
     disorder: u64,
+    /// Others get some of the messages.
+    is_shared: bool,
     is_ready: bool,
     first: Option<Instant>,
     /// When the measured part began, and after how many messages.
@@ -142,7 +146,7 @@ impl Counter {
             return self.count_control(message);
         }
         let number = number_of(message);
-        self.disorder += u64::from(number != self.number_next);
+        self.disorder += u64::from(if self.is_shared { number < self.number_next } else { number != self.number_next });
         self.number_next = number.wrapping_add(1);
         self.received += 1;
         if self.received.is_multiple_of(self.step) || self.received == self.warm_up || self.received == self.expected {

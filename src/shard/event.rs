@@ -238,7 +238,7 @@ impl fmt::Display for Event {
             }
             Self::Expired { identity: None, messages } => write!(f, "{messages} messages expired"),
             Self::Reconnecting { endpoint, attempt, delay, error } => {
-                write!(f, "reconnecting to {endpoint} in {delay:?} after {attempt} attempts: {error}")
+                write!(f, "reconnecting to {endpoint} in {delay:.0?}, failed attempts {attempt}: {error}")
             }
             Self::Suspect { identity } => write!(f, "suspect {identity}"),
             Self::Recovered { identity } => write!(f, "recovered {identity}"),

@@ -1,17 +1,35 @@
-//! The program `aiomsg`: one subcommand per job, each in a module of its own. This file parses the command line,
-//! turns an error into one line on standard error, and chooses the exit code: 0 done, 1 failed, 2 wrong usage.
+//! The program `aiomsg`: one subcommand per job, each in a module of its own. This file parses the command line, turns
+//! an error into one line on standard error, and hands the command's [`Exit`] to the shell.
 
+mod connection;
 mod demo;
+mod doctor;
+mod echo;
+mod endpoint;
+mod exit;
+mod framing;
+mod pages;
+mod publish;
+mod relay;
+mod subscribe;
+mod terminal;
+mod work;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+
+use exit::Exit;
 
 /// Messaging sockets on io_uring that speak the aiomsg protocol.
 #[derive(Parser)]
-#[command(version, about, after_help = "Set RUST_LOG=info (or debug) to see the log of the engine on standard error.")]
+#[command(
+    name = "aiomsg",
+    version,
+    propagate_version = true,
+    after_help = "Set RUST_LOG=info (or debug) to see the log of the engine on standard error."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -19,27 +37,49 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Publish ticks to subscribers in other processes, and show what arrived and how fast.
+    /// Publish ticks to subscribers in other processes, and show what arrived and how fast
     Demo(demo::Options),
-    /// One subscriber of the demo, started by it.
+    /// One subscriber of the demo, started by it
     #[command(hide = true)]
     DemoSubscriber(demo::SubscriberOptions),
+    /// Send lines or records of standard input or a file as messages
+    Pub(publish::Options),
+    /// Write the messages that arrive to standard output or a file
+    Sub(subscribe::Options),
+    /// Send each message back to the peer that it came from
+    Echo(echo::Options),
+    /// Pass messages from one socket to another
+    Relay(relay::Options),
+    /// Say what of this machine is fine for the engine, what costs something, and what to type
+    Doctor(doctor::Options),
+    /// Print the completions of a shell
+    Completions(pages::CompletionsOptions),
+    /// Print the manual page, or write all of them into a folder
+    Man(pages::ManOptions),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    let ansi = std::io::stderr().is_terminal();
+    // What shards warn of are events, and the commands tell those.
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,aiomsg_uring::shard::shared=error"));
+    let ansi = terminal::colours_on_stderr();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     let outcome = match &arguments.command {
-        Command::Demo(options) => demo::run(options),
-        Command::DemoSubscriber(options) => demo::run_subscriber(options),
+        Command::Demo(options) => demo::run(options).map(|()| Exit::Done),
+        Command::DemoSubscriber(options) => demo::run_subscriber(options).map(|()| Exit::Done),
+        Command::Pub(options) => publish::run(options),
+        Command::Sub(options) => subscribe::run(options),
+        Command::Echo(options) => echo::run(options),
+        Command::Relay(options) => relay::run(options),
+        Command::Doctor(options) => doctor::run(options),
+        Command::Completions(options) => pages::completions(options, Arguments::command()),
+        Command::Man(options) => pages::man(options, Arguments::command()),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("aiomsg: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome
+        .unwrap_or_else(|error| {
+            terminal::note(format!("{error:#}"));
+            Exit::Failed
+        })
+        .into()
 }

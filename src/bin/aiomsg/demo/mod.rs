@@ -8,7 +8,6 @@
 //! This file: the options, and the order of a run. Called by `main`.
 
 mod children;
-mod endpoint;
 mod progress;
 mod publisher;
 mod replay;
@@ -18,23 +17,31 @@ mod subscriber;
 mod table;
 mod tick;
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use aiomsg_uring::{Socket, SocketBuilder};
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use children::Children;
-use endpoint::Endpoint;
 use progress::Progress;
 use publisher::Publisher;
 pub(crate) use subscriber::{SubscriberOptions, run as run_subscriber};
 use table::Outcome;
 
+use crate::endpoint::{BackendChoice, Endpoint, EngineKind};
+
+/// Any free port of this machine's own.
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// How long the subscriber processes may take to start and to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the subscribers may take, after the last message was sent, to receive it and to report.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(30);
+/// A subscriber that the machine does not run for a while (nine processes may share two cores) is no slow subscriber:
+/// the demo waits for it for longer than the library's default of 1 s.
+const PUBLISH_STALL_MAX: Duration = Duration::from_secs(10);
 /// The largest message that `--size` accepts, in bytes.
 const SIZE_MAX: usize = 1 << 20;
 
@@ -70,32 +77,17 @@ pub(crate) struct Options {
     speed: f64,
 }
 
-/// Who drives the sockets.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EngineKind {
-    /// The calling thread.
-    Inline,
-    /// Reactor threads of their own.
-    Sharded,
-}
-
-/// Which backend is asked for.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BackendChoice {
-    /// io_uring where its self-test passes, else readiness.
-    Auto,
-    /// io_uring, or an error.
-    Uring,
-    /// Readiness (epoll, kqueue).
-    Poll,
+/// The socket of publisher and subscribers alike.
+fn socket() -> SocketBuilder {
+    Socket::builder().publish_stall_max(PUBLISH_STALL_MAX)
 }
 
 /// Runs the whole demo and prints its outcome. An error when anything was lost, duplicated, out of order or damaged.
 pub(crate) fn run(options: &Options) -> Result<()> {
     // Before any process is started: a file that cannot be read is the likeliest mistake.
     let recording = options.input.as_deref().map(replay::Recording::open).transpose()?;
-    let mut endpoint = Endpoint::new(options.engine, options.backend, None)?;
-    let address = endpoint.bind("127.0.0.1:0").context("cannot listen on a loopback port")?;
+    let mut endpoint = Endpoint::new(options.engine, options.backend, socket())?;
+    let address = endpoint.bind(LOOPBACK.into()).context("cannot listen on a loopback port")?;
     let mut children = Children::spawn(options.subscribers, &subscriber::arguments(&address, options))?;
     wait_for_subscribers(&mut endpoint, &mut children)?;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::table::grouped;
+use crate::terminal::grouped;
 
 /// Steps of a full bar.
 const STEPS: u64 = 1000;

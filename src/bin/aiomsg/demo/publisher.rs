@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::children::Children;
-use super::endpoint::Endpoint;
 use super::progress::Progress;
 use super::replay::Recording;
 use super::report::Report;
-use super::table::grouped;
 use super::tick::{HEADER_BYTES, Kind, Tick, system_time_ns};
+use crate::endpoint::Endpoint;
+use crate::terminal::grouped;
 
 /// Messages between two looks at the clock and the subscribers. At full speed a look per message would be measured.
 const BLOCK: u64 = 256;

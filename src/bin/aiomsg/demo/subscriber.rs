@@ -6,16 +6,16 @@ use std::io::{Read, Write};
 use std::process;
 use std::time::{Duration, Instant};
 
-use aiomsg_uring::Address;
+use aiomsg_uring::{Address, Endpoint as Place};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
 
-use super::endpoint::Endpoint;
+use super::Options;
 use super::report::{Line, Report, latency_histogram};
 use super::sequence::SequenceCheck;
 use super::tick::{Kind, Tick, system_time_ns};
-use super::{BackendChoice, EngineKind, Options};
+use crate::endpoint::{BackendChoice, Endpoint, EngineKind};
 
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -25,7 +25,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 pub(crate) struct SubscriberOptions {
     /// Where the publisher listens
     #[arg(long)]
-    connect: String,
+    connect: Place,
     /// Who drives the socket
     #[arg(long, value_enum)]
     engine: EngineKind,
@@ -52,9 +52,8 @@ fn name(value: impl ValueEnum) -> String {
 /// Runs until the end of the stream.
 pub(crate) fn run(options: &SubscriberOptions) -> Result<()> {
     exit_with_parent()?;
-    // One link needs one shard, however many cores there are.
-    let mut endpoint = Endpoint::new(options.engine, options.backend, Some(1))?;
-    endpoint.connect(&options.connect)?;
+    let mut endpoint = Endpoint::new(options.engine, options.backend, super::socket())?;
+    endpoint.connect(options.connect.clone())?;
     let mut tally = Tally::new();
     let mut told = Instant::now();
     loop {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::Options;
 use super::publisher::Reports;
 use super::report::latency_histogram;
+use crate::terminal::grouped;
 
 /// What came out.
 #[derive(Debug)]
@@ -129,19 +130,6 @@ impl Outcome {
     }
 }
 
-/// A number with a comma between thousands.
-pub(crate) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,14 +152,6 @@ mod tests {
             seconds: 2.0,
             deliveries_per_s: 4_000_000.0,
             latency_ns,
-        }
-    }
-
-    #[test]
-    fn numbers_are_grouped() {
-        let cases = [(0, "0"), (999, "999"), (1000, "1,000"), (68_792, "68,792"), (1_234_567_890, "1,234,567,890")];
-        for (number, text) in cases {
-            assert_eq!(grouped(number), text);
         }
     }
 

@@ -1,16 +1,45 @@
-//! One set of calls over the two engines, so that publisher and subscriber are written once. It adds nothing to them
-//! but the text of errors: what it shows is how the inline and the sharded socket differ for their caller.
+//! One set of calls over the two engines, so that a command which lets the user choose is written once. It adds nothing
+//! to them but the text of errors: what it shows is how the inline and the sharded socket differ for their caller.
+//! Called by `demo`, `echo` and `bench`.
 
 use std::time::{Duration, Instant};
 
-use aiomsg_uring::{Address, Backend, Batch, Engine, EngineInfo, Payload, Socket, SocketId, blocking, inline};
+use aiomsg_uring::{
+    Address, Backend, Batch, Endpoint as Place, Engine, EngineInfo, Identity, Payload, SendError, SocketBuilder,
+    SocketId, TryRecvError, blocking, inline,
+};
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
-use super::{BackendChoice, EngineKind};
+/// Who drives the sockets.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EngineKind {
+    /// The calling thread.
+    Inline,
+    /// Reactor threads of their own.
+    Sharded,
+}
 
-/// A subscriber that the machine does not run for a while (nine processes may share two cores) is no slow subscriber:
-/// the demo waits for it for longer than the library's default of 1 s.
-const PUBLISH_STALL_MAX: Duration = Duration::from_secs(10);
+/// Which backend is asked for.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BackendChoice {
+    /// io_uring where its self-test passes, else readiness.
+    Auto,
+    /// io_uring, or an error.
+    Uring,
+    /// Readiness (epoll, kqueue).
+    Poll,
+}
+
+impl From<BackendChoice> for Backend {
+    fn from(choice: BackendChoice) -> Backend {
+        match choice {
+            BackendChoice::Auto => Backend::Auto,
+            BackendChoice::Uring => Backend::Uring,
+            BackendChoice::Poll => Backend::Poll,
+        }
+    }
+}
 
 /// A socket and the engine that it stands on.
 pub(crate) enum Endpoint {
@@ -33,27 +62,17 @@ pub(crate) enum Endpoint {
 }
 
 impl Endpoint {
-    /// Starts an engine with one PUBLISH socket. `shards`: reactor threads of the sharded engine, `None` for its default.
-    pub(crate) fn new(kind: EngineKind, backend: BackendChoice, shards: Option<usize>) -> Result<Self> {
-        let backend = match backend {
-            BackendChoice::Auto => Backend::Auto,
-            BackendChoice::Uring => Backend::Uring,
-            BackendChoice::Poll => Backend::Poll,
-        };
-        let socket = Socket::builder().publish_stall_max(PUBLISH_STALL_MAX);
+    /// Starts an engine with this one socket.
+    pub(crate) fn new(kind: EngineKind, backend: BackendChoice, socket: SocketBuilder) -> Result<Self> {
         match kind {
             EngineKind::Inline => {
-                let engine = inline::Engine::builder().backend(backend).build()?;
+                let engine = inline::Engine::builder().backend(backend.into()).build()?;
                 let socket = socket.build_inline(&engine)?;
                 Ok(Self::Inline { engine, socket, ready: Vec::new() })
             }
             EngineKind::Sharded => {
                 // Unpinned: every process of the demo would choose the same core.
-                let mut builder = Engine::builder().backend(backend).pin(false);
-                if let Some(shards) = shards {
-                    builder = builder.shards(shards);
-                }
-                let engine = builder.build()?;
+                let engine = Engine::builder().backend(backend.into()).pin(false).build()?;
                 let socket = socket.engine(&engine).build_blocking()?;
                 Ok(Self::Sharded { engine, socket })
             }
@@ -69,7 +88,7 @@ impl Endpoint {
     }
 
     /// Listens; returns the address with the port that the system chose.
-    pub(crate) fn bind(&mut self, endpoint: &str) -> Result<Address> {
+    pub(crate) fn bind(&mut self, endpoint: Place) -> Result<Address> {
         Ok(match self {
             Self::Inline { socket, .. } => socket.bind(endpoint)?,
             Self::Sharded { socket, .. } => socket.bind(endpoint)?,
@@ -77,7 +96,7 @@ impl Endpoint {
     }
 
     /// Registers a dialer.
-    pub(crate) fn connect(&mut self, endpoint: &str) -> Result<()> {
+    pub(crate) fn connect(&mut self, endpoint: Place) -> Result<()> {
         match self {
             Self::Inline { socket, .. } => socket.connect(endpoint)?,
             Self::Sharded { socket, .. } => socket.connect(endpoint)?,
@@ -138,6 +157,35 @@ impl Endpoint {
         match self {
             Self::Inline { socket, .. } => socket.recv_batch(None).context("cannot receive"),
             Self::Sharded { socket, .. } => socket.recv_batch().context("cannot receive"),
+        }
+    }
+
+    /// Waits for messages for at most `timeout`; `None` when none came.
+    pub(crate) fn recv_batch_timeout(&mut self, timeout: Duration) -> Result<Option<Batch>> {
+        let batch = match self {
+            Self::Inline { socket, .. } => socket.recv_batch(Some(timeout)),
+            Self::Sharded { socket, .. } => socket.recv_batch_timeout(timeout),
+        };
+        match batch {
+            Ok(batch) => Ok(Some(batch)),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(error) => Err(error).context("cannot receive"),
+        }
+    }
+
+    /// Sends one message to one peer; waits while too much is under way to it.
+    pub(crate) fn send_to(&mut self, identity: Identity, message: &[u8]) -> Result<(), SendError> {
+        match self {
+            Self::Inline { socket, .. } => socket.send_to(identity, message),
+            Self::Sharded { socket, .. } => socket.send_to(identity, message),
+        }
+    }
+
+    /// Drains and ends the socket; the messages that were not delivered.
+    pub(crate) fn close(self) -> u64 {
+        match self {
+            Self::Inline { socket, .. } => socket.close().undelivered,
+            Self::Sharded { socket, .. } => socket.close().undelivered,
         }
     }
 }

@@ -1,0 +1,116 @@
+//! `echo` and `relay`, with Python peers where there are any.
+
+use aiomsg_uring::{DeliveryGuarantee, Identity, SendMode, Socket};
+use serde_json::{Value, json};
+
+use super::common::{PythonPeer, python};
+use super::process::{PATIENCE, Program, run, run_with};
+
+fn both_addresses(relay: &mut Program) -> (String, String) {
+    // The way out is opened first.
+    let outward = relay.address();
+    (relay.address(), outward)
+}
+
+#[test]
+fn an_echo_answers_who_asked() {
+    for engine in ["inline", "sharded"] {
+        let mut echo = Program::start(&["echo", "-b", "127.0.0.1:0", "-n", "200", "--engine", engine]);
+        let address = echo.address();
+        let askers: Vec<_> = (0..2)
+            .map(|_| {
+                let socket = Socket::builder().build_blocking().expect("a socket");
+                socket.connect(&address).expect("connecting");
+                socket
+            })
+            .collect();
+        for n in 0..100 {
+            for (who, socket) in askers.iter().enumerate() {
+                socket.send(format!("{who} asks {n}")).expect("sent");
+            }
+            for (who, socket) in askers.iter().enumerate() {
+                assert_eq!(socket.recv_timeout(PATIENCE).expect("answered"), format!("{who} asks {n}"));
+            }
+        }
+        let end = echo.end();
+        assert_eq!(end.code(), 0, "{end:?}");
+        assert!(end.stderr.contains("200 messages, 0 of them not sent back"), "{}", end.stderr);
+    }
+}
+
+#[test]
+fn an_echo_answers_python() {
+    let Some(python) = python() else { return };
+    let mut peer = PythonPeer::start(python, SendMode::RoundRobin, DeliveryGuarantee::AtMostOnce);
+    let mut echo = Program::start(&["echo", "-b", "127.0.0.1:0"]);
+    let address = echo.address();
+    let port: u16 = address.rsplit(':').next().expect("a port").parse().expect("a port");
+    peer.ask(json!({ "do": "connect", "port": port }));
+    peer.ask(json!({ "do": "send", "count": 20, "prefix": "m" }));
+    let answers = peer.ask(json!({ "do": "receive", "count": 20 }));
+    assert_eq!(answers["messages"], json!((0..20).map(|n| format!("m{n}")).collect::<Vec<_>>()));
+}
+
+#[test]
+fn a_relay_joins_those_who_all_connect() {
+    let arguments = ["relay", "--in-bind", "127.0.0.1:0", "--out-bind", "127.0.0.1:0", "--json"];
+    let mut relay = Program::start(&arguments);
+    let (inward, outward) = both_addresses(&mut relay);
+    let subs: Vec<_> = (0..2).map(|_| Program::start(&["sub", "-c", &outward, "-n", "1000", "-v"])).collect();
+    let mut subs: Vec<_> = subs
+        .into_iter()
+        .map(|mut sub| {
+            sub.said("connected");
+            sub
+        })
+        .collect();
+    let lines: Vec<_> = (0..1000).map(|n| n.to_string()).collect();
+    let sent = run_with(&["pub", "-c", &inward], (lines.join("\n") + "\n").as_bytes());
+    assert_eq!(sent.code(), 0, "{sent:?}");
+    for sub in subs.drain(..) {
+        assert_eq!(sub.end().lines(), lines);
+    }
+    relay.signal("INT");
+    let end = relay.end();
+    let report: Value = serde_json::from_str(end.stderr.lines().last().expect("a line")).expect("JSON");
+    assert_eq!((end.code(), &report["forth"]["passed"], &report["back"]["passed"]), (0, &json!(1000), &json!(0)));
+}
+
+#[test]
+fn a_relay_passes_both_ways() {
+    let arguments = ["relay", "--in-bind", "127.0.0.1:0", "--out-bind", "127.0.0.1:0", "--both-ways"];
+    let mut relay = Program::start(&arguments);
+    let (inward, outward) = both_addresses(&mut relay);
+    let one = Program::start(&["sub", "-c", &inward, "-n", "1"]);
+    let sent = run(&["pub", "-c", &outward, "--data", "from the other side"]);
+    assert_eq!(sent.code(), 0, "{sent:?}");
+    assert_eq!(one.end().lines(), ["from the other side"]);
+}
+
+#[test]
+fn answers_find_the_way_back_through_a_relay() {
+    let mut relay = Program::start(&["relay", "--in-bind", "127.0.0.1:0", "--out-bind", "127.0.0.1:0", "--replies"]);
+    let (inward, outward) = both_addresses(&mut relay);
+    let _workers: Vec<_> = (0..3).map(|_| Program::start(&["echo", "-c", &outward])).collect();
+    let clients: Vec<_> = (0..4_u8)
+        .map(|who| {
+            let socket =
+                Socket::builder().identity(Identity::from_bytes([who; 16])).build_blocking().expect("a socket");
+            socket.connect(&inward).expect("connecting");
+            socket
+        })
+        .collect();
+    for n in 0..50 {
+        for (who, client) in clients.iter().enumerate() {
+            client.send(format!("{who} asks {n}")).expect("sent");
+        }
+    }
+    for (who, client) in clients.iter().enumerate() {
+        // Workers differ in speed: answers to one client may overtake each other.
+        let mut answers: Vec<_> = (0..50).map(|_| client.recv_timeout(PATIENCE).expect("an answer")).collect();
+        let mut asked: Vec<_> = (0..50).map(|n| format!("{who} asks {n}")).collect();
+        answers.sort_unstable();
+        asked.sort_unstable();
+        assert_eq!(answers, asked);
+    }
+}
