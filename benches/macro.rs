@@ -5,6 +5,8 @@
 //! ready-made frames; libzmq with the feature `bench-libzmq`. How to read it: `README.md` beside this file.
 
 mod support {
+    #[cfg(feature = "bench-libzmq")]
+    pub(crate) mod libzmq;
     pub(crate) mod ours;
     pub(crate) mod raw;
     pub(crate) mod rig;

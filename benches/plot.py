@@ -80,7 +80,7 @@ def peers(results):
     test, cases = results["meta"]["test"], results["cases"]
     rows = lambda point: {row: {case: point(of[row]) for case, of in cases.items() if row in of and point(of[row])}
                           for row in dict.fromkeys(row for of in cases.values() for row in of)}
-    title = test + (", pinned" if results["meta"].get("pinned") else "")
+    title = results["meta"].get("title", test) + (", pinned" if results["meta"].get("pinned") else "")
     if test == "idle":
         return {"": Chart(title, "bytes of memory per connection, holding side",
                           rows(lambda m: alone(m.get("hold", {}).get("bytes_per_conn"))))}
