@@ -79,6 +79,8 @@ bugs! {
     DropUncounted,
     /// A dialer whose link dies in the handshake does not dial again.
     DialerGivesUp,
+    /// A message that is one byte too long is taken.
+    ByteTooLong,
     /// One connection more than allowed is let in.
     PeersOneMore,
     /// A listener that ran out of descriptors does not go on.
@@ -113,8 +115,6 @@ bugs! {
     MultishotNotRearmed,
     /// A receive that found no buffer is not fed.
     HungryForgotten,
-    /// A receive that found no buffer is armed again before there is one.
-    HungryAtOnce,
     /// A send that ended in part counts as whole.
     ShortSendIsWhole,
     /// A descriptor is closed under a request.

@@ -48,7 +48,9 @@ impl InlineEngine {
         identity: Identity,
         config: SocketConfig,
     ) -> Result<(Arc<SocketShared>, Outlet), OpenError> {
-        let (shared, outlet, mut readers) = super::open(&self.inner.ids, self.inner.ports.clone(), identity, config)?;
+        let seed = Rng::from_system().next_u64();
+        let (shared, outlet, mut readers) =
+            super::open(&self.inner.ids, self.inner.ports.clone(), identity, config, seed)?;
         if let Some((log, mail)) = readers.pop() {
             self.command(Command::Open { shared: shared.clone(), log, mail });
         }

@@ -6,7 +6,7 @@ pub(crate) mod inline;
 mod options;
 mod thread;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::log::{self, LogOptions};
 use crate::protocol::{Identity, MsgIds, Rng};
@@ -42,6 +42,8 @@ struct Inner {
     ports: Arc<[Arc<Port>]>,
     ids: Arc<SocketIds>,
     info: EngineInfo,
+    /// Where the prefixes of message ids come from.
+    seeds: Mutex<Rng>,
 }
 
 impl Engine {
@@ -95,16 +97,21 @@ impl Engine {
         let (backend, reason) = chosen.ok_or(EngineError::NoShards)?;
         let info = EngineInfo { backend, reason, shards: options.shards, inline: false };
         info.log();
-        Ok(Engine { inner: Arc::new(Inner { ports, ids: Arc::new(SocketIds::new(options.sockets_max)), info }) })
+        Ok(Engine::of(ports, options.sockets_max, info, seeds))
+    }
+
+    fn of(ports: Arc<[Arc<Port>]>, sockets_max: usize, info: EngineInfo, seeds: Rng) -> Engine {
+        let ids = Arc::new(SocketIds::new(sockets_max));
+        Engine { inner: Arc::new(Inner { ports, ids, info, seeds: Mutex::new(seeds) }) }
     }
 
     /// An engine over shards that somebody else steps.
     #[cfg(any(test, feature = "simulation"))]
-    pub(crate) fn over(ports: Arc<[Arc<Port>]>, sockets_max: usize) -> Engine {
+    pub(crate) fn over(ports: Arc<[Arc<Port>]>, sockets_max: usize, seed: u64) -> Engine {
         let shards = ports.len();
         let info =
             EngineInfo { backend: crate::backend::Kind::Sim, reason: "simulated".to_owned(), shards, inline: false };
-        Engine { inner: Arc::new(Inner { ports, ids: Arc::new(SocketIds::new(sockets_max)), info }) }
+        Engine::of(ports, sockets_max, info, Rng::new(seed))
     }
 
     /// Opens a socket on all shards.
@@ -114,7 +121,8 @@ impl Engine {
         config: SocketConfig,
     ) -> Result<(Arc<SocketShared>, Outlet), OpenError> {
         let ports = self.inner.ports.clone();
-        let (shared, outlet, readers) = open(&self.inner.ids, ports.clone(), identity, config)?;
+        let seed = self.inner.seeds.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
+        let (shared, outlet, readers) = open(&self.inner.ids, ports.clone(), identity, config, seed)?;
         for (port, (log, mail)) in ports.iter().zip(readers) {
             let command = Command::Open { shared: shared.clone(), log, mail };
             port.command(command).map_err(|_| OpenError::EngineStopped)?;
@@ -147,6 +155,7 @@ fn open(
     ports: Arc<[Arc<Port>]>,
     identity: Identity,
     config: SocketConfig,
+    seed: u64,
 ) -> Result<(Arc<SocketShared>, Outlet, Readers), OpenError> {
     let taken = ids.take().map_err(OpenError::TooManySockets)?;
     let options = LogOptions {
@@ -157,7 +166,7 @@ fn open(
     let (log, logs) = log::open(options, ports.len());
     // What is in the mail is on its way: it waits in the lane of a link, within bounds that senders keep.
     let (mail, mails): (Vec<_>, Vec<_>) = ports.iter().map(|_| log::open(options, 1)).unzip();
-    let ids = (config.delivery == DeliveryGuarantee::AtLeastOnce).then(|| MsgIds::new(Rng::from_system().next_u64()));
+    let ids = (config.delivery == DeliveryGuarantee::AtLeastOnce).then(|| MsgIds::new(seed));
     let shared = Arc::new(SocketShared::new(taken, identity, config, log.handle(), ports));
     let readers = logs.into_iter().zip(mails.into_iter().flatten()).collect();
     Ok((shared, Outlet::new(log, mail, ids), readers))

@@ -129,6 +129,11 @@ impl Lane {
         self.copies += 1;
     }
 
+    /// Whether such copies have not gone out yet.
+    pub(super) fn has_copies(&self) -> bool {
+        !self.again.is_empty()
+    }
+
     /// Whether the frame at this position is such a copy.
     pub(super) fn is_again(&self, position: u64) -> bool {
         self.again.iter().any(|(start, end)| (*start..*end).contains(&position))

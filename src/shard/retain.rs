@@ -142,7 +142,9 @@ impl Shard {
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let Some(retained) = &mut link.retained else { return };
         let due_ns = retained.pending.deadline_ns();
-        if due_ns < retained.timed_ns {
+        // While copies wait nothing is sent again, and the timer is set for when to look.
+        let waits = retained.timed_ns != u64::MAX && link.lane.as_ref().is_some_and(|lane| lane.has_copies());
+        if due_ns < retained.timed_ns && !waits {
             retained.timed_ns = due_ns;
             self.timers.set(due_ns, Timer::Resend(key));
         }
@@ -158,6 +160,14 @@ impl Shard {
             return;
         }
         let (id, identity) = (link.socket, link.identity);
+        let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
+        if let (Some(retained), Some(lane)) = (&mut link.retained, &link.lane)
+            && lane.has_copies()
+        {
+            // On a slow link copies of copies would only keep the ACKs waiting.
+            retained.timed_ns = now_ns.saturating_add(socket.shared.config.resend_ns);
+            return self.timers.set(retained.timed_ns, Timer::Resend(key));
+        }
         let (mut resent, mut expired, mut directed_bytes) = (0, 0, 0);
         if let (Some(retained), Some(lane)) = (&mut link.retained, &mut link.lane) {
             retained.timed_ns = u64::MAX;

@@ -36,6 +36,21 @@ pub(super) struct Record {
     /// Its links, as its events told of them: with whom, and between which of its messages.
     pub(super) sessions: Vec<Session>,
     pub(super) disconnects: u64,
+    /// Messages that its events told of as dropped, and as expired.
+    pub(super) dropped: u64,
+    pub(super) expired: u64,
+    /// Whether messages may expire.
+    pub(super) expires: bool,
+    /// PUBLISH: what is to be accounted for, per message and peer, of links that have ended.
+    pub(super) owed: u64,
+    /// PUBLISH, while nobody is connected: from which of its messages on the next link, or the last one before it, is served.
+    pub(super) next_from: u64,
+    /// Messages sent again before the last round.
+    pub(super) resent_before: u64,
+    /// The messages that it sent just before it was closed, and the peers it had.
+    pub(super) farewell: Option<(u32, Vec<Life>)>,
+    /// What its close has left undelivered.
+    pub(super) undelivered: Option<u64>,
     /// Number of the first message of the last round.
     pub(super) last_round: Option<u32>,
     /// Links that had ended before it.
@@ -59,6 +74,16 @@ impl Record {
     }
 
     /// Under AT_MOST_ONCE order and uniqueness are promised even so.
+    pub(super) fn has_sessions(&self) -> bool {
+        self.sessions.iter().any(|session| session.to.is_none())
+    }
+
+    /// PUBLISH: messages to be accounted for by now, per message and peer, as long as somebody is connected.
+    pub(super) fn due(&self) -> u64 {
+        let open = self.sessions.iter().filter(|session| session.to.is_none());
+        self.owed + open.map(|session| self.undirected - session.served_from).sum::<u64>()
+    }
+
     pub(super) fn is_at_least_once(&self) -> bool {
         self.delivery == DeliveryGuarantee::AtLeastOnce
     }
@@ -70,6 +95,8 @@ pub(super) struct Session {
     pub(super) peer: Identity,
     /// Messages that this end had sent when it began.
     pub(super) from: u32,
+    /// The same, counting all that was sent to everybody.
+    served_from: u64,
     /// And when it ended, if it has.
     pub(super) to: Option<u32>,
 }
@@ -97,6 +124,14 @@ impl Journal {
             blanks_received: BTreeMap::new(),
             sessions: Vec::new(),
             disconnects: 0,
+            dropped: 0,
+            expired: 0,
+            expires: plan.expires,
+            owed: 0,
+            next_from: 0,
+            resent_before: 0,
+            farewell: None,
+            undelivered: None,
             last_round: None,
             disconnects_before: 0,
             over: false,
@@ -169,7 +204,9 @@ impl Journal {
         }
         // What was sent before anybody came is kept for the first.
         let from = if record.sessions.is_empty() { 0 } else { record.sent.len() as u32 };
-        record.sessions.push(Session { peer, from, to: None });
+        // Who comes when nobody is there goes on where the last one stopped.
+        let served_from = if record.has_sessions() { record.undirected } else { record.next_from };
+        record.sessions.push(Session { peer, from, served_from, to: None });
         Ok(())
     }
 
@@ -178,7 +215,15 @@ impl Journal {
         let to = record.sent.len() as u32;
         record.disconnects += 1;
         match record.sessions.iter_mut().find(|session| session.peer == peer && session.to.is_none()) {
-            Some(session) => session.to = Some(to),
+            Some(session) => {
+                session.to = Some(to);
+                let served_from = session.served_from;
+                if record.has_sessions() {
+                    record.owed += record.undirected - served_from;
+                } else {
+                    record.next_from = served_from;
+                }
+            }
             None => {
                 return Err(Violation {
                     invariant: "I8",
@@ -193,6 +238,16 @@ impl Journal {
     pub(super) fn living(&self, identity: Identity) -> Option<Life> {
         let at = self.lives.iter().rposition(|record| record.identity == identity && !record.over)?;
         Some(Life(at as u32))
+    }
+
+    /// How many messages of a life applications have taken.
+    pub(super) fn taken(&self, sender: Life) -> u64 {
+        let identity = self.lives[sender.0 as usize].identity;
+        let of = |life: &Record| {
+            let blanks = life.blanks_received.get(&identity).map_or(0, |blanks| blanks.iter().sum());
+            life.received.get(&sender).map_or(0, |numbers| numbers.len() as u64) + blanks
+        };
+        self.lives.iter().map(of).sum()
     }
 
     pub(super) fn messages_sent(&self) -> u64 {

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use bytes::Bytes;
 
 use super::journal::{Journal, Life};
-use super::plan::SocketPlan;
+use super::plan::{self, SocketPlan};
 use super::report::Violation;
 use crate::backend::sim::{BackendId, Dice, Fault, SharedNetwork};
 use crate::engine::Engine;
@@ -183,16 +183,59 @@ impl Actor {
         while left > 0 {
             let burst = (self.dice.magnitude(1, 40) as u32).min(left);
             for _ in 0..burst {
-                let len = self.dice.magnitude(0, self.plan.size_max as u64) as usize;
+                let len = self.length();
                 let to = self.addressee();
                 if !self.send_one(len, to).await {
                     return;
                 }
             }
             left -= burst;
+            if self.dice.once_in(16) {
+                self.send_too_long();
+            }
             let pause_ns = if self.common.healed.get() { 1_000_000 } else { self.dice.pick(0, self.plan.pause_ns) };
             self.common.sleep(pause_ns).await;
         }
+    }
+
+    fn length(&mut self) -> usize {
+        if !self.common.healed.get() && self.dice.once_in(self.plan.large_one_in) {
+            self.common.network.borrow_mut().faults.note(Fault::LargeMessages);
+            return self.dice.pick(plan::LARGE_BYTES_MIN as u64, plan::LARGE_BYTES_MAX as u64) as usize;
+        }
+        self.dice.magnitude(0, self.plan.size_max as u64) as usize
+    }
+
+    /// A message that is a byte longer than allowed is refused.
+    fn send_too_long(&self) {
+        let bytes = self.plan.message_bytes_max() + 1;
+        match self.socket.try_send(Bytes::from(vec![0; bytes])) {
+            Err(TrySendError::Never(_)) => {}
+            other => {
+                let text = format!("{:?} sends {bytes} bytes, one too many: {:?}", self.life, other.is_ok());
+                self.common.fail(Violation { invariant: "I9", text });
+            }
+        }
+    }
+
+    /// Sends some messages and closes the socket at once: its peers get them all the same.
+    pub(super) async fn farewell(mut self, messages: u32) {
+        {
+            let mut journal = self.common.journal.borrow_mut();
+            let identities = self.socket.peers();
+            let peers = identities.iter().filter_map(|identity| journal.living(*identity)).collect();
+            let record = journal.record(self.life);
+            record.farewell = Some((record.sent.len() as u32, peers));
+        }
+        for _ in 0..messages {
+            // More in all than the kernels take at once.
+            let len = self.dice.pick(12, 40_000) as usize;
+            let message = self.common.journal.borrow().compose(self.life, len);
+            if self.socket.try_send(&message[..]).is_ok() {
+                self.common.journal.borrow_mut().accepted(self.life, len, None);
+            }
+        }
+        self.close().await;
     }
 
     /// The messages each of which has to arrive.
@@ -222,6 +265,17 @@ impl Actor {
         }
         let mut peers = self.socket.peers();
         peers.sort();
+        let gone = {
+            let journal = self.common.journal.borrow();
+            let record = &journal.lives[self.life.0 as usize];
+            let gone = |session: &&super::journal::Session| !peers.contains(&session.peer);
+            let last = record.sessions.iter().rev().find(gone).map(|session| session.peer);
+            last.filter(|_| record.is_at_least_once())
+        };
+        // Only at least once keeps what is for somebody who is gone.
+        if gone.is_some() && self.common.network.borrow_mut().strikes(Fault::SentToTheGone, 3) {
+            return gone;
+        }
         (!peers.is_empty()).then(|| peers[self.dice.index(peers.len())])
     }
 
@@ -236,7 +290,9 @@ impl Actor {
             Err(TrySendError::Full(_)) => Verdict::Refused,
             Err(TrySendError::Never(error)) => Verdict::of(&error),
         };
-        let verdict = match (self.dice.pick(0, 2), to) {
+        // Who is gone may never come back: nobody waits for room for him.
+        let gone = to.is_some_and(|to| !self.socket.peers().contains(&to));
+        let verdict = match (if gone { 0 } else { self.dice.pick(0, 2) }, to) {
             (0, None) => tried(self.socket.try_send(&message[..])),
             (0, Some(to)) => tried(self.socket.try_send_to(to, &message[..])),
             (1, None) => self.send_or_drop(None, || self.socket.send(owned())).await,
@@ -326,6 +382,7 @@ impl Actor {
 
     /// Closes the socket.
     pub(super) async fn close(self) {
-        self.socket.close().await;
+        let report = self.socket.close().await;
+        self.common.journal.borrow_mut().record(self.life).undelivered = Some(report.undelivered);
     }
 }

@@ -44,8 +44,13 @@ pub(super) struct SocketPlan {
     pub(super) by_name: bool,
     /// Messages that it sends while things go wrong.
     pub(super) messages: u32,
-    /// Bytes of its largest message.
+    /// Bytes of its largest message, but for the large ones.
     pub(super) size_max: usize,
+    /// Of how many messages one has hundreds of kilobytes; 0: none.
+    pub(super) large_one_in: u64,
+    /// Whether its unacknowledged messages expire soon.
+    pub(super) expires: bool,
+    peers_max: Option<usize>,
     /// Nanoseconds between its bursts at most.
     pub(super) pause_ns: u64,
     pub(super) slow_consumer: bool,
@@ -57,18 +62,36 @@ pub(super) struct SocketPlan {
 
 impl SocketPlan {
     pub(super) fn builder(&self) -> SocketBuilder {
-        crate::socket::Socket::builder()
+        let (resend, attempts_max) = if self.expires { (Duration::from_millis(300), 3) } else { PATIENT };
+        let builder = crate::socket::Socket::builder()
             .send_mode(self.mode)
             .delivery_guarantee(self.delivery)
             .ack_mode(self.ack_mode)
-            .resend(Duration::from_secs(2), ATTEMPTS_MAX)
+            .resend(resend, attempts_max)
             .log_bytes_max(self.log_bytes)
-            .message_bytes_max(self.log_bytes / 2)
+            .message_bytes_max(self.message_bytes_max())
             .receive_bytes_max(self.receive_bytes)
             .heartbeat_interval(self.heartbeat)
             .receive_timeout(self.heartbeat * 3)
             .send_buffer_bytes(self.send_buffer)
-            .linger(Duration::from_secs(2))
+            .linger(LINGER);
+        match self.peers_max {
+            Some(peers_max) => builder.peers_max(peers_max),
+            None => builder,
+        }
+    }
+
+    pub(super) fn message_bytes_max(&self) -> usize {
+        self.log_bytes / 2
+    }
+
+    pub(super) fn peers_max(&self) -> usize {
+        self.peers_max.unwrap_or(usize::MAX)
+    }
+
+    /// The most that one entry of a peer's receive queue may hold.
+    pub(super) fn entry_bytes_max(&self) -> usize {
+        if self.large_one_in > 0 { LARGE_BYTES_MAX } else { self.size_max }
     }
 
     pub(super) fn receive_bytes(&self) -> usize {
@@ -80,8 +103,12 @@ impl SocketPlan {
     }
 }
 
-/// So many that nothing expires within a run, unless its peer is gone for good.
-const ATTEMPTS_MAX: u32 = 1000;
+/// After how long a message is sent again, and how often: nothing expires within a run.
+const PATIENT: (Duration, u32) = (Duration::from_secs(2), 1000);
+/// Of large messages.
+pub(super) const LARGE_BYTES_MIN: usize = 200 * 1024;
+pub(super) const LARGE_BYTES_MAX: usize = 1024 * 1024;
+const LINGER: Duration = Duration::from_secs(2);
 
 const MS: u64 = 1_000_000;
 
@@ -99,41 +126,71 @@ impl Plan {
         let weather = Weather { latency_ns: (fast / 2, fast + dice.magnitude(0, 20 * MS)), window_bytes };
         let chunky = [Fault::ShortRead, Fault::ShortWrite].into_iter().any(|fault| faults.has(fault));
         let size_cap = if small_window || chunky { 16 * 1024 } else { 512 * 1024 };
+        // All of a run allow the same: a small log takes no large message.
+        let large = faults.has(Fault::LargeMessages) && size_cap > 16 * 1024 && !faults.has(Fault::SmallLog);
         let few_slabs = faults.has(Fault::FewSlabs);
         let heartbeat = Duration::from_millis(dice.pick(500, 5000));
-        let nodes = (0..node_count)
+        let common = Common { binders: (0..binders).map(|_| socket_count(dice)).collect(), size_cap, large, heartbeat };
+        let mut nodes: Vec<NodePlan> = (0..node_count)
             .map(|at| {
                 let pool = if few_slabs {
                     PoolOptions { slab_count: dice.pick(2, 8) as usize, slab_bytes: 4096 }
                 } else {
                     PoolOptions { slab_count: 32, slab_bytes: 16 * 1024 }
                 };
-                let socket = socket(dice, &mut faults, at, binders, node_count - binders, size_cap, heartbeat);
+                let count = common.binders.get(at).copied().unwrap_or_else(|| socket_count(dice));
+                let sockets = (0..count)
+                    .map(|which| socket(dice, &mut faults, &common, at, which, node_count - binders))
+                    .collect();
                 let shards = if dice.once_in(2) { 1 } else { dice.pick(2, 3) as usize };
-                NodePlan { host: Host(at as u8 + 1), pool, shards, ring: dice.once_in(2), sockets: vec![socket] }
+                NodePlan { host: Host(at as u8 + 1), pool, shards, ring: dice.once_in(2), sockets }
             })
             .collect();
+        for at in 0..binders {
+            for which in 0..common.binders[at] {
+                let dialled = nodes.iter().flat_map(|node| &node.sockets).flat_map(|socket| &socket.dials);
+                let dialers = dialled.filter(|dial| **dial == (at, which)).count();
+                let socket = &mut nodes[at].sockets[which];
+                match dialers {
+                    // Whom nobody dials has nobody to send to.
+                    0 => socket.messages = 0,
+                    _ if faults.has(Fault::FewPeers) && dice.once_in(2) => {
+                        faults.note(Fault::FewPeers);
+                        socket.peers_max = Some(dialers);
+                    }
+                    _ => {}
+                }
+            }
+        }
         Plan { faults, weather, nodes, faulty_ns: dice.pick(5_000, 60_000) * MS }
     }
 }
 
-fn socket(
-    dice: &mut Dice,
-    faults: &mut Faults,
-    at: usize,
-    binders: usize,
-    leaves: usize,
+/// What all sockets of a run share.
+struct Common {
+    /// How many sockets each of the listening nodes has.
+    binders: Vec<usize>,
     size_cap: usize,
+    large: bool,
     heartbeat: Duration,
-) -> SocketPlan {
+}
+
+fn socket_count(dice: &mut Dice) -> usize {
+    if dice.once_in(3) { 2 } else { 1 }
+}
+
+fn socket(dice: &mut Dice, faults: &mut Faults, common: &Common, at: usize, which: usize, leaves: usize) -> SocketPlan {
+    let Common { size_cap, large, heartbeat, .. } = *common;
+    let binders = common.binders.len();
     let is_binder = at < binders;
     let mut dials = Vec::new();
     if !is_binder {
         // Nobody is left alone.
         let first = at % binders;
-        dials.push((first, 0));
+        dials.push((first, dice.index(common.binders[first])));
         if binders > 1 && (leaves < binders || dice.once_in(2)) {
-            dials.push(((first + 1) % binders, 0));
+            let second = (first + 1) % binders;
+            dials.push((second, dice.index(common.binders[second])));
         }
     }
     let small_log = faults.has(Fault::SmallLog) && dice.once_in(2);
@@ -147,16 +204,21 @@ fn socket(
     let log_bytes = if small_log { 1 << 20 } else { 4 << 20 };
     let mode = if dice.once_in(2) { SendMode::Publish } else { SendMode::RoundRobin };
     let at_least_once = mode == SendMode::RoundRobin && dice.once_in(2);
+    let large_one_in = if large && dice.once_in(2) { dice.pick(3, 10) } else { 0 };
+    let messages = if dice.once_in(4) { 0 } else { dice.pick(100, 600) as u32 };
     SocketPlan {
         mode,
         delivery: if at_least_once { DeliveryGuarantee::AtLeastOnce } else { DeliveryGuarantee::AtMostOnce },
         ack_mode: [AckMode::Automatic, AckMode::Manual, AckMode::OnReceipt][dice.index(3)],
         directed_one_in: if dice.once_in(2) { dice.magnitude(1, 30) } else { 0 },
-        port: is_binder.then_some(7000 + at as u16),
+        port: is_binder.then_some(7000 + 100 * which as u16 + at as u16),
         dials,
         by_name: dice.once_in(3),
-        messages: if dice.once_in(4) { 0 } else { dice.pick(100, 600) as u32 },
+        messages: if large_one_in > 0 { messages.min(100) } else { messages },
         size_max: dice.magnitude(16, size_cap as u64) as usize,
+        large_one_in,
+        expires: at_least_once && faults.has(Fault::ShortPatience) && dice.once_in(2),
+        peers_max: None,
         pause_ns: dice.pick(1, 400) * MS,
         slow_consumer: faults.has(Fault::SlowConsumer) && dice.once_in(2),
         log_bytes,

@@ -16,7 +16,7 @@ use crate::backend::Backend;
 use crate::backend::sim::{BackendId, Dice, Fault, Host, Network, SimBackend, open_ring};
 use crate::engine::Engine;
 use crate::protocol::Identity;
-use crate::shard::{DisconnectReason, Event, Port, Shard, Turn};
+use crate::shard::{DeliveryGuarantee, DisconnectReason, Event, Port, Shard, Turn};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;
@@ -34,8 +34,10 @@ const QUIET_NS: u64 = 30 * S;
 const COMMANDS_MAX: usize = 512;
 /// Acknowledgements of a large backlog may take a while over small windows.
 const QUIET_ROUNDS: usize = 20;
-/// The largest entry of a receive queue, by which it may exceed its limit: the largest message that any plan has.
-const ENTRY_BYTES_MAX: usize = 600 * 1024;
+/// The largest slab, and what a frame has besides its message: by so much at least a receive queue may exceed its limit.
+const ENTRY_BYTES_MIN: usize = 17 * 1024;
+/// Less than the shortest time between heartbeats: where nothing is in the way, no message waits for one.
+const PROMPT_NS: u64 = 450 * MS;
 const IDLE_NS: u64 = 20 * S;
 /// Virtual time for closing: linger, drain, and a bit.
 const CLOSED_NS: u64 = 10 * S;
@@ -46,6 +48,8 @@ pub(super) struct World {
     dice: Dice,
     plans: Vec<NodePlan>,
     faulty_ns: u64,
+    /// By how much a receive queue may exceed its limit: the largest message of all.
+    entry_bytes_max: usize,
     common: Common,
     nodes: Vec<Node>,
     tasks: Vec<Task>,
@@ -71,6 +75,8 @@ impl World {
             network.set_verbose();
         }
         let hostile_seat = network.sit(Host(200));
+        let entries = plans.iter().flat_map(|plan| &plan.sockets).map(|socket| socket.entry_bytes_max());
+        let entry_bytes_max = entries.max().unwrap_or(0) + ENTRY_BYTES_MIN;
         let nodes = plans.iter().map(|_| Node::default()).collect();
         let common = Common {
             network: Rc::new(RefCell::new(network)),
@@ -85,6 +91,7 @@ impl World {
             dice,
             plans,
             faulty_ns,
+            entry_bytes_max,
             common,
             nodes,
             tasks: Vec::new(),
@@ -151,10 +158,16 @@ impl World {
             return self.broken("I11", format!("not connected at the end: {}", self.unconnected()));
         }
         self.last_round();
-        let arrived = |world: &mut World| {
-            !world.has_task(Kind::Send) && checks::last_round_missing(&world.common.journal.borrow()).is_none()
-        };
-        if !self.run_until(until_ns, arrived)? {
+        let sent = self.run_until(until_ns, |world| !world.has_task(Kind::Send))?;
+        let prompt_ns = self.now_ns() + PROMPT_NS;
+        let arrived = |world: &mut World| checks::last_round_missing(&world.common.journal.borrow()).is_none();
+        let prompt = sent && self.run_until(prompt_ns, arrived)?;
+        let narrow = self.common.network.borrow().faults.had(Fault::SmallWindow);
+        if sent && !prompt && !narrow {
+            let missing = checks::last_round_missing(&self.common.journal.borrow());
+            return self.broken("I11", format!("late by {PROMPT_NS} ns: {}", missing.unwrap_or_default()));
+        }
+        if !sent || !self.run_until(until_ns, arrived)? {
             let missing = checks::last_round_missing(&self.common.journal.borrow());
             return self.broken("I11", missing.unwrap_or_else(|| format!("the last round is stuck: {}", self.stuck())));
         }
@@ -351,7 +364,8 @@ impl World {
                     Event::Connected { identity, .. } => journal.connected(*life, identity)?,
                     Event::Disconnected { identity, reason, .. } => {
                         journal.disconnected(*life, identity)?;
-                        if self.settled {
+                        let cancelled = matches!(&reason, DisconnectReason::Failed(text) if text.contains("ancel"));
+                        if self.settled || cancelled {
                             let text = format!("{life:?} lost {identity} though all was well: {reason}");
                             return Err(Violation { invariant: "I12", text });
                         }
@@ -361,6 +375,7 @@ impl World {
                             Fault::Stall,
                             Fault::PartitionBothWays,
                             Fault::PartitionOneWay,
+                            Fault::Isolated,
                             Fault::HalfOpen,
                             Fault::PowerLoss,
                             Fault::Pause,
@@ -372,15 +387,27 @@ impl World {
                             return Err(Violation { invariant: "I12", text });
                         }
                     }
+                    Event::Dropped { messages, .. } => journal.record(*life).dropped += messages,
+                    Event::Expired { messages, .. } => {
+                        self.common.network.borrow_mut().faults.note(Fault::ShortPatience);
+                        journal.record(*life).expired += messages;
+                    }
                     _ => {}
                 }
             }
             if self.turns.is_multiple_of(8) {
                 let stats = socket.stats();
-                let (log_max, queue_max) = (plans[at].log_bytes(), plans[at].receive_bytes() + ENTRY_BYTES_MAX);
+                let (log_max, queue_max) = (plans[at].log_bytes(), plans[at].receive_bytes() + self.entry_bytes_max);
                 if stats.log_bytes > log_max as u64 || stats.receive_bytes > queue_max as u64 {
                     let text = format!("{life:?} holds {} of log, {} received", stats.log_bytes, stats.receive_bytes);
                     return Err(Violation { invariant: "I9", text });
+                }
+                if stats.peers > plans[at].peers_max() as u64 {
+                    let text = format!("{life:?} has {} peers, {} are allowed", stats.peers, plans[at].peers_max());
+                    return Err(Violation { invariant: "I9", text });
+                }
+                if plans[at].delivery == DeliveryGuarantee::AtLeastOnce {
+                    checks::acknowledged_were_taken(&journal, *life, &stats)?;
                 }
             }
         }
@@ -406,7 +433,7 @@ impl World {
             shards.push(SimShard { shard, port: Arc::clone(port), seat, asleep: false, stopped: false });
         }
         let node = &mut self.nodes[at];
-        node.engine = Some(Engine::over(ports, 64));
+        node.engine = Some(Engine::over(ports, 64, self.dice.next()));
         node.shards = shards;
         node.sockets = plan.sockets.iter().map(|_| None).collect();
         for socket in 0..plan.sockets.len() {
@@ -519,6 +546,13 @@ impl World {
             self.common.network.borrow_mut().cut(host, remote, until_ns);
             self.common.network.borrow_mut().cut(remote, host, until_ns);
         }
+        if strikes(self, Fault::Isolated, 8) {
+            let until_ns = now_ns + self.dice.pick(S, 40 * S);
+            for other in self.plans.iter().filter(|other| other.host != host).map(|other| other.host) {
+                self.common.network.borrow_mut().cut(host, other, until_ns);
+                self.common.network.borrow_mut().cut(other, host, until_ns);
+            }
+        }
         if one != other && strikes(self, Fault::PartitionOneWay, 4) {
             self.common.network.borrow_mut().cut(host, remote, until_ns);
         }
@@ -528,7 +562,8 @@ impl World {
             self.nodes[one].paused_until_ns = now_ns + self.dice.magnitude(MS, 20 * S);
         }
         if runs && strikes(self, Fault::SocketClosed, 8) {
-            self.close_socket(one, 0);
+            let socket = self.dice.index(self.plans[one].sockets.len());
+            self.close_socket(one, socket);
         }
         if runs && strikes(self, Fault::Kill, 10) {
             self.kill(one, false);
@@ -542,8 +577,11 @@ impl World {
     fn let_in_hostile(&mut self) {
         let kind = hostile::KINDS[self.dice.index(hostile::KINDS.len())];
         let node = self.dice.index(self.nodes.len());
-        let Some(port) = self.plans[node].sockets[0].port else { return };
-        let Some(victim) = self.nodes[self.dice.index(self.nodes.len())].identities.first().copied() else { return };
+        let socket = self.dice.index(self.plans[node].sockets.len());
+        let Some(port) = self.plans[node].sockets[socket].port else { return };
+        let other = self.dice.index(self.nodes.len());
+        let which = self.dice.index(self.plans[other].sockets.len());
+        let Some(victim) = self.nodes[other].identities.get(which).copied() else { return };
         if !self.common.network.borrow_mut().strikes(kind, 1) {
             return;
         }
@@ -557,6 +595,10 @@ impl World {
     }
 
     fn close_socket(&mut self, node: usize, socket: usize) {
+        // One after the other: what comes after the end of one is for that one alone.
+        if !self.nodes[node].closing.is_empty() && !self.ending {
+            return;
+        }
         let Some(actor) = self.actor(node, socket) else { return };
         if let Some(closing) = self.nodes[node].sockets[socket].take() {
             self.nodes[node].closing.push((socket, closing));
@@ -580,6 +622,9 @@ impl World {
 
     fn last_round(&mut self) {
         let messages = self.dice.pick(20, 60) as u32;
+        for SimSocket { socket, life } in self.nodes.iter().flat_map(|node| node.sockets.iter().flatten()) {
+            self.common.journal.borrow_mut().record(*life).resent_before = socket.stats().messages_resent;
+        }
         for node in 0..self.nodes.len() {
             for socket in 0..self.nodes[node].sockets.len() {
                 if let Some(actor) = self.actor(node, socket) {
@@ -642,36 +687,45 @@ impl World {
         Ok(())
     }
 
-    /// I10: at rest every message is accounted for.
+    /// What the counters of sockets must say at rest.
     fn accounts(&self) -> Result<(), Violation> {
         let journal = self.common.journal.borrow();
+        let narrow = self.common.network.borrow().faults.had(Fault::SmallWindow);
         for SimSocket { socket, life } in self.nodes.iter().flat_map(|node| node.sockets.iter().flatten()) {
             let (stats, record) = (socket.stats(), &journal.lives[life.0 as usize]);
-            let directed = record.sent.iter().filter(|sent| sent.to.is_some()).count() as u64;
-            let all = record.undirected + directed;
-            // Handed over, dropped for a cause, or (at least once, more often than once) handed on.
-            let known = stats.messages_delivered + stats.messages_dropped + stats.messages_expired;
-            let circle = record.mode == crate::shard::SendMode::RoundRobin && stats.peers > 0;
-            let waits = record.is_at_least_once() && directed > 0;
-            if circle && (known < all && !waits || known != all && !record.is_at_least_once()) {
-                let text = format!("{life:?} sent {all} in the circle: {stats:?}");
-                return self.broken("I10", text);
-            }
-            let certain = directed == 0 && stats.peers > 0;
-            if record.is_at_least_once() && certain && stats.messages_acknowledged != all {
-                return self.broken("I11", format!("{life:?} sent {all}, not all acknowledged once: {stats:?}"));
-            }
-            if !stats.is_balanced() {
-                let text = format!("{life:?} does not know of {} messages: {stats:?}", stats.balance());
-                return self.broken("I10", text);
-            }
+            checks::accounts(*life, record, &stats)?;
             if let Some(peer) = socket.peer_stats().iter().find(|peer| peer.balance() != 0) {
                 return self.broken("I10", format!("{life:?} does not know of {} messages: {peer:?}", peer.balance()));
             }
-            if stats.messages_sent != all {
-                let text = format!("{life:?} sent {all} messages and counts {}", stats.messages_sent);
-                return self.broken("I10", text);
+            let resent = stats.messages_resent - record.resent_before;
+            if resent > 0 && !narrow && !record.expires {
+                let text = format!("{life:?} had to send {resent} messages again though nothing was wrong: {stats:?}");
+                return self.broken("I11", text);
             }
+        }
+        Ok(())
+    }
+
+    /// One socket sends some messages and closes; the others are there and get them.
+    fn farewell(&mut self) -> Result<(), Violation> {
+        let (node, messages) = (self.dice.index(self.nodes.len()), self.dice.pick(1, 20) as u32);
+        let socket = self.dice.index(self.nodes[node].sockets.len());
+        let Some(actor) = self.actor(node, socket) else { return Ok(()) };
+        let narrow = self.common.network.borrow().faults.had(Fault::SmallWindow);
+        let (life, nobody) = (actor.life, actor.socket.peers().is_empty());
+        if narrow || nobody {
+            return Ok(());
+        }
+        if let Some(closing) = self.nodes[node].sockets[socket].take() {
+            self.nodes[node].closing.push((socket, closing));
+        }
+        self.common.journal.borrow_mut().record(life).over = true;
+        self.tasks.push(Task::new(node, Kind::Close, actor.farewell(messages)));
+        let until_ns = self.now_ns() + CLOSED_NS;
+        let arrived = |world: &mut World| checks::farewell_missing(&world.common.journal.borrow()).is_none();
+        if !self.run_until(until_ns, arrived)? {
+            let missing = checks::farewell_missing(&self.common.journal.borrow());
+            return self.broken("I11", missing.unwrap_or_default());
         }
         Ok(())
     }
@@ -679,6 +733,7 @@ impl World {
     /// Everything is closed in good order, and nothing is left.
     fn end(&mut self) -> Result<(), Violation> {
         (self.ending, self.settled) = (true, false);
+        self.farewell()?;
         for node in 0..self.nodes.len() {
             for socket in 0..self.nodes[node].sockets.len() {
                 self.close_socket(node, socket);

@@ -9,6 +9,7 @@ use super::error::{RecvError, SendError, TryRecvError, TrySendError};
 use super::payload::{Batch, Payload};
 use crate::log::Full;
 use crate::protocol::Identity;
+use crate::sabotage::{Bug, planted};
 use crate::shard::{DeliveryGuarantee, Message, Outlet, Phase, SocketShared, Walker};
 
 /// The usual case of [`offer`]: a borrowed message for which there is room goes into the log of an open socket. Nothing is moved but
@@ -84,7 +85,7 @@ pub(super) fn offer_to<'a>(
 
 fn check_length<'a>(shared: &SocketShared, payload: &Payload<'_>) -> Result<(), TrySendError<'a>> {
     let (bytes, bytes_max) = (payload.len(), shared.config.message_bytes_max);
-    if bytes > bytes_max {
+    if bytes > bytes_max + usize::from(planted(Bug::ByteTooLong)) {
         return Err(TrySendError::Never(SendError::TooLong { bytes, bytes_max }));
     }
     Ok(())

@@ -25,6 +25,8 @@ faults! {
     Stall,
     /// Two hosts cannot reach each other, in either direction.
     PartitionBothWays,
+    /// A host reaches nobody, and nobody it: its cable is pulled.
+    Isolated,
     /// One host's packets do not reach another; the way back works.
     PartitionOneWay,
     /// A connection is reset between any two bytes; what had not arrived is lost.
@@ -53,6 +55,10 @@ faults! {
     ConnectEmfile,
     /// No descriptor is left for an accept.
     AcceptEmfile,
+    /// No memory is left for a connect.
+    ConnectEnomem,
+    /// No memory is left for an accept.
+    AcceptEnomem,
     /// A connection is aborted while it waits to be accepted.
     AcceptAborted,
     /// A name does not resolve.
@@ -67,6 +73,14 @@ faults! {
     SmallReceiveQueue,
     /// The kernel's buffers of connections hold a few hundred bytes.
     SmallWindow,
+    /// A socket has room for no more peers than dial it: strangers keep them out for a while.
+    FewPeers,
+    /// Messages of hundreds of kilobytes, up to one megabyte.
+    LargeMessages,
+    /// At least once: messages expire after a second without an acknowledgement.
+    ShortPatience,
+    /// An application sends to a peer that is gone.
+    SentToTheGone,
     /// An application takes its messages late.
     SlowConsumer,
     /// Completions are reported piecemeal, over many turns.

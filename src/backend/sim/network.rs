@@ -190,6 +190,9 @@ const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;
 /// A SYN that finds no way is not sent again after this.
 const SYN_GIVES_UP_NS: u64 = 120 * S;
+/// As Unix numbers them.
+const EMFILE: i32 = 24;
+const ENOMEM: i32 = 12;
 
 impl Network {
     /// An empty network.
@@ -451,8 +454,10 @@ impl Network {
     }
 
     pub(crate) fn connect(&mut self, seat: BackendId, to: SocketAddr) -> io::Result<Id> {
-        if self.strikes(Fault::ConnectEmfile, 8) {
-            return Err(io::Error::from_raw_os_error(24));
+        for (fault, errno) in [(Fault::ConnectEmfile, EMFILE), (Fault::ConnectEnomem, ENOMEM)] {
+            if self.strikes(fault, 8) {
+                return Err(io::Error::from_raw_os_error(errno));
+            }
         }
         let host = self.seats[seat.0].host;
         let id = self.insert_end(seat, host, to, Phase::Connecting);
@@ -474,15 +479,16 @@ impl Network {
 
     /// A connection that came in.
     pub(crate) fn accept(&mut self, id: Id) -> io::Result<(Id, SocketAddr)> {
-        let emfile = self.strikes(Fault::AcceptEmfile, 8);
+        let refusals = [(Fault::AcceptEmfile, EMFILE), (Fault::AcceptEnomem, ENOMEM)];
+        let refusal = refusals.into_iter().find(|(fault, _)| self.strikes(*fault, 8));
         let Thing::Listener { pending, .. } = &mut self.things[id.0 as usize] else {
             return Err(ErrorKind::NotConnected.into());
         };
         if pending.is_empty() {
             return Err(ErrorKind::WouldBlock.into());
         }
-        if emfile {
-            return Err(io::Error::from_raw_os_error(24));
+        if let Some((_, errno)) = refusal {
+            return Err(io::Error::from_raw_os_error(errno));
         }
         let Some(conn) = pending.pop_front() else { return Err(ErrorKind::WouldBlock.into()) };
         if self.strikes(Fault::AcceptAborted, 8) {

@@ -63,10 +63,11 @@ impl Drop for SimSocket {
 struct Pending {
     user_data: u64,
     request: Request,
+    /// Which request this is of all that were submitted.
+    number: u64,
     /// Bytes that a send has handed over.
     sent: usize,
-    /// A cancellation takes effect at this time; 0: none.
-    cancel_ns: u64,
+    cancelled: bool,
 }
 
 /// A provided buffer.
@@ -87,6 +88,9 @@ struct SimRing {
     /// Completions that are still to come, in order, and when.
     late: VecDeque<(u64, Cqe)>,
     pending: Vec<Pending>,
+    submitted: u64,
+    /// Cancellations that look for their request later: when, by which name, and how many had been submitted when they were.
+    late_cancels: Vec<(u64, u64, u64)>,
     provided: VecDeque<Provided>,
     pool: PoolOptions,
     plain: bool,
@@ -117,6 +121,8 @@ impl SimRing {
             completions_max,
             late: VecDeque::new(),
             pending: Vec::new(),
+            submitted: 0,
+            late_cancels: Vec::new(),
             provided: VecDeque::new(),
             pool,
             plain,
@@ -177,6 +183,8 @@ impl SimRing {
 
     fn submit(&mut self) {
         for Sqe { user_data, request } in std::mem::take(&mut self.submissions) {
+            self.submitted += 1;
+            let number = self.submitted;
             match request {
                 Request::Bell => self.bell = Some(user_data),
                 Request::Cancel { target } => {
@@ -184,12 +192,10 @@ impl SimRing {
                     let mut network = self.network.borrow_mut();
                     let now_ns = network.now_ns();
                     let at_ns = if late { now_ns + network.dice.magnitude(1, 50_000_000) } else { now_ns };
-                    let found = self.pending.iter_mut().find(|pending| pending.user_data == target);
-                    let result = if found.is_some() { 0 } else { -libc::ENOENT };
-                    if let Some(pending) = found {
-                        pending.cancel_ns = at_ns;
-                        network.poke(self.seat, at_ns);
-                    }
+                    let found = self.pending.iter().any(|pending| pending.user_data == target);
+                    let result = if found { 0 } else { -libc::ENOENT };
+                    network.poke(self.seat, at_ns);
+                    self.late_cancels.push((at_ns, target, self.submitted));
                     drop(network);
                     self.post(user_data, result, false, None);
                 }
@@ -203,18 +209,26 @@ impl SimRing {
                     match connected {
                         Ok(id) => {
                             self.descriptors.borrow_mut().insert(socket, Some(id));
-                            self.pending.push(Pending { user_data, request, sent: 0, cancel_ns: 0 });
+                            self.pending.push(Pending { user_data, request, number, sent: 0, cancelled: false });
                         }
                         Err(error) => self.post(user_data, -errno(&error), false, None),
                     }
                 }
-                request => self.pending.push(Pending { user_data, request, sent: 0, cancel_ns: 0 }),
+                request => self.pending.push(Pending { user_data, request, number, sent: 0, cancelled: false }),
             }
         }
     }
 
     /// Works on everything that is pending, from a random place on.
     fn work(&mut self) {
+        let now_ns = self.network.borrow().now_ns();
+        let patient = self.visits < PATIENCE;
+        for (_, target, submitted) in self.late_cancels.extract_if(.., |(at_ns, ..)| *at_ns <= now_ns || !patient) {
+            if let Some(pending) = self.pending.iter_mut().find(|pending| pending.user_data == target) {
+                assert!(pending.number <= submitted, "a cancellation hits a request that was not meant");
+                pending.cancelled = true;
+            }
+        }
         let count = self.pending.len();
         if count > 1 {
             let first = self.network.borrow_mut().dice.index(count);
@@ -234,9 +248,7 @@ impl SimRing {
     /// True when the request has had its last completion.
     fn attempt(&mut self, pending: &mut Pending) -> bool {
         let user_data = pending.user_data;
-        let now_ns = self.network.borrow().now_ns();
-        let cancelled = pending.cancel_ns > 0 && (pending.cancel_ns <= now_ns || self.visits >= PATIENCE);
-        if cancelled {
+        if pending.cancelled {
             let result = if pending.sent > 0 { pending.sent as i32 } else { -libc::ECANCELED };
             self.post(user_data, result, false, None);
             return true;

@@ -133,8 +133,6 @@ impl<R: Ring> Uring<R> {
                 self.counters.enobufs += 1;
                 if self.ops[key].cancelled {
                     self.fail(key, cancelled());
-                } else if planted(Bug::HungryAtOnce) {
-                    self.rearm(key);
                 } else {
                     self.ops[key].state = State::Hungry;
                     if !planted(Bug::HungryForgotten) {
