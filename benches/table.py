@@ -6,7 +6,8 @@
 
 DIR has the peer benchmark: run.py and its built programs (raw TCP, bare io_uring, libzmq, redis). Repeats of all rows of a case
 are interleaved; a figure is the ratio of medians of one case. Prints a table (Markdown) as it fills, with the rates; writes
-target/table.json. Exit code 1 if anything was lost.
+target/table.json. `--only growth` writes growth.json and sizes.json there instead: how rates grow with subscribers and sizes, for
+plot.py. Exit code 1 if anything was lost.
 """
 
 import argparse
@@ -28,6 +29,7 @@ OURS = {
     "sharded": "--x publish",
     "sharded roundrobin": "",
     "sharded poll": "--x publish --x poll",
+    "sharded 2 shards": "--x publish --x shards=2",
     "sharded alone": "--x publish --x alone",
     "sharded acknowledged": "--x acknowledged",
 }
@@ -55,6 +57,11 @@ CASES = [
     ("alone", "pub", 64, 8, ["raw 1 msg/write", "inline alone", "sharded alone"],
      [("inline alone", "raw 1 msg/write", 1, "rate"), ("sharded alone", "raw 1 msg/write", 1, "rate")]),
 ]
+# How rates grow: {file: (pattern, [(size, subscribers)], rows)}.
+GROWTH = {
+    "growth": ("pub", [(64, n) for n in (1, 8, 64, 512, 4096)], ["inline", "sharded", "sharded 2 shards"]),
+    "sizes": ("push", [(16 << 2 * n, 1) for n in range(9)], ["raw", "inline", "inline poll", "sharded"]),
+}
 # (row, other row, wanted at most) of the round trip's median.
 PING_ROWS = ["raw", "raw spin", "libzmq", "inline roundrobin", "inline spin", "sharded roundrobin"]
 PING = [("inline roundrobin", "raw", 1.15), ("inline spin", "raw spin", 1.4), ("sharded roundrobin", "libzmq", 1)]
@@ -80,6 +87,14 @@ def measured(run, opt, pattern, size, subs, rows):
             if result:
                 runs[row].append(result)
     return {row: run.median(results) for row, results in runs.items() if results}
+
+
+def skew_ms(run, row, pattern, size, subs, count):
+    """From the first connection that has everything to the last, of one run more."""
+    args = ["--port", run.next_port(), "--size", size, "--count", count, "--subs", subs, "--pattern", pattern, *run.ROWS[row][1]]
+    ends = [run.popen(run.command(run.ROWS[row][0], role, args, cpu)) for role, cpu in (("sub", 1), ("pub", 0))]
+    outs = run.finish(ends, 60)
+    return json.loads(outs[0].splitlines()[-1]).get("skew_ms", 0) if outs else 0
 
 
 def line(case, row, other, wanted, reached, fits):
@@ -124,6 +139,15 @@ def main():
                     reached = result[row]["rate"] / pair[row]["rate"]
                     line(case, row, "the pair", ">= 0.3", reached, reached >= .3)
         out.write_text(json.dumps(done, indent=1))
+    for name, (pattern, points, rows) in GROWTH.items() if "growth" in groups else ():
+        cases = {}
+        for size, subs in points:
+            cases[f"{size} B x{subs}"] = result = measured(run, opt, pattern, size, subs, rows)
+            for row, m in result.items():
+                m["skew_ms"] = skew_ms(run, row, pattern, size, subs, int(m["delivered"] / subs)) if row in OURS and subs > 1 else 0
+                print(f"{size} B x{subs}, {row}: {m['rate']:,.0f}/s, skew {m['skew_ms']:.1f} ms, lost {m['lost']:.0f}", file=sys.stderr)
+                lost += m["lost"] if row in OURS else 0
+        (TARGET / f"{name}.json").write_text(json.dumps({"meta": {"test": name, "pinned": True}, "cases": cases}, indent=1))
     if "ping" in groups:
         opt.rounds = 5000
         runs = {row: [] for row in PING_ROWS}

@@ -92,7 +92,8 @@ impl Receiver {
     }
 
     /// Prints the receiver's line, says done, and leaves. The rate is that of the last 90 %
-    /// of each connection's messages, from the earliest warm point to the last message.
+    /// of each connection's messages, from the earliest warm point to the last message; the skew
+    /// is the time between the first connection that has everything and the last.
     pub(crate) fn report(self, counters: Vec<Counter>) -> ! {
         let since = self.shared.since.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or_else(Usage::now);
         let sum = |of: fn(&Counter) -> u64| counters.iter().map(of).sum::<u64>();
@@ -105,8 +106,11 @@ impl Receiver {
         let end = counters.iter().map(|counter| counter.last).max();
         let secs = begin.zip(end).map_or(0.0, |(begin, end)| end.duration_since(begin).as_secs_f64());
         let rate = if secs > 0.0 { counted as f64 / secs } else { 0.0 };
+        let first_end = counters.iter().map(|counter| counter.last).min();
+        let skew_ms = first_end.zip(end).map_or(0.0, |(first, last)| last.duration_since(first).as_secs_f64() * 1e3);
         let more = format!(
-            ",\"delivered\":{delivered},\"lost\":{lost},\"disorder\":{disorder},\"secs\":{secs:.6},\"rate\":{rate:.1}"
+            ",\"delivered\":{delivered},\"lost\":{lost},\"disorder\":{disorder},\"secs\":{secs:.6},\"rate\":{rate:.1},\
+             \"skew_ms\":{skew_ms:.3}"
         );
         print_run(&self.shared.options, "rx", &since, &more);
         self.shared.tell(TAG_DONE, 0);
