@@ -44,6 +44,6 @@ pub use shard::{
 pub use socket::JsonError;
 pub use socket::{
     Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Events, IdentityMessages,
-    MessageSink, Messages, Payload, Payloads, Received, RecvError, SendError, Socket, SocketBuilder, Søcket,
+    MessageSink, Messages, Metrics, Payload, Payloads, Received, RecvError, SendError, Socket, SocketBuilder, Søcket,
     TryRecvError, TrySendError, WaitError, blocking, inline,
 };

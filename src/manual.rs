@@ -10,6 +10,7 @@
 //! | talk to the rest of the family | [`interop`] |
 //! | come from the family's Rust library or from ZeroMQ | [`migration`] |
 //! | find out what went wrong | [`failures`] |
+//! | watch it | [`metrics`] |
 //! | know how it works | [`architecture`] |
 
 #[doc = include_str!("docs/start.md")]
@@ -38,6 +39,9 @@ pub mod migration {}
 
 #[doc = include_str!("docs/failures.md")]
 pub mod failures {}
+
+#[doc = include_str!("docs/metrics.md")]
+pub mod metrics {}
 
 #[doc = include_str!("docs/architecture.md")]
 pub mod architecture {}

@@ -9,6 +9,7 @@ mod error;
 pub mod inline;
 #[cfg(feature = "json")]
 mod json;
+mod metrics;
 mod payload;
 mod sink;
 mod stream;
@@ -32,6 +33,7 @@ pub use error::{
 };
 #[cfg(feature = "json")]
 pub use json::JsonError;
+pub use metrics::Metrics;
 pub use payload::{Batch, Payload, Payloads, Received};
 pub use sink::MessageSink;
 pub use stream::{Events, IdentityMessages, Messages};
