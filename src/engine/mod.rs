@@ -159,11 +159,13 @@ fn open(
 ) -> Result<(Arc<SocketShared>, Outlet, Readers), OpenError> {
     let taken = ids.take().map_err(OpenError::TooManySockets)?;
     let options = LogOptions {
+        retain: config.retention.in_log(),
         chunk_bytes: CHUNK_BYTES.min(config.log_bytes_max / 4),
         limit_bytes: config.log_bytes_max,
         share_from_bytes: SHARE_FROM_BYTES,
     };
     let (log, logs) = log::open(options, ports.len());
+    let options = LogOptions { retain: log::Retain::NOTHING, ..options };
     // What is in the mail is on its way: it waits in the lane of a link, within bounds that senders keep.
     let (mail, mails): (Vec<_>, Vec<_>) = ports.iter().map(|_| log::open(options, 1)).unzip();
     let ids = (config.delivery == DeliveryGuarantee::AtLeastOnce).then(|| MsgIds::new(seed));

@@ -5,12 +5,14 @@
 //!   of the log is always a frame boundary.
 //! - Memory accounted (blocks in any state, plus payloads by reference that are live) is at most `limit_bytes`.
 //! - A chunk leaves `live` only when all of it is below the low-water mark of every reader that has cursors, or,
-//!   while no cursor exists, below the floor of the backlog.
+//!   while no cursor exists, below the floor of the backlog; and if it is not to be retained, or its memory is needed.
+//!   A cursor joins further back than that mark only under this lock, where it finds the chunk in `live` or does not.
 //! - A block goes from `lingering` to `free` only when the list alone refers to it.
 //!
 //! Called by `appender` when it needs memory and by `reader` to fetch chunks, join and leave; never per message.
 //! It never waits: who finds no room is told so.
 
+use super::appender::frame_bytes;
 use super::chunk::{Block, Chunk};
 use super::sync::{Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
 use super::{Cursor, Full, LogOptions};
@@ -46,6 +48,7 @@ impl Shared {
             cursors: 0,
             floor: Cursor::default(),
             reached: Cursor::default(),
+            aged: 0,
         };
         Self { options, low, held_bytes: AtomicUsize::new(0), list: Mutex::new(list) }
     }
@@ -67,8 +70,17 @@ impl Shared {
             0 => list.floor.frame,
             _ => self.low.iter().map(|low| low.load(Ordering::Acquire)).min().unwrap_or(NO_CURSOR),
         };
-        list.retire(low);
-        let taken = list.take(block, by_reference_bytes);
+        let retained = list.retained_from();
+        list.retire(low, retained);
+        let mut taken = list.take(block, by_reference_bytes);
+        // What is only retained gives way; bounded by the number of live chunks.
+        while taken.is_err()
+            && let Some(oldest) = list.oldest_end()
+            && oldest <= low
+        {
+            list.retire(oldest, (u64::MAX, u64::MAX));
+            taken = list.take(block, by_reference_bytes);
+        }
         self.held_bytes.store(list.held_bytes(), Ordering::Relaxed);
         taken
     }
@@ -93,6 +105,8 @@ pub(super) struct List {
     pub(super) floor: Cursor,
     /// The furthest place of all cursors that have left.
     pub(super) reached: Cursor,
+    /// What is before this position is too old to be retained.
+    pub(super) aged: u64,
 }
 
 impl List {
@@ -134,15 +148,47 @@ impl List {
         self.blocks * self.options.chunk_bytes + self.by_reference_bytes
     }
 
-    /// Lets go of the chunks that lie wholly below `low`, and collects the blocks that nobody refers to any more.
-    fn retire(&mut self, low: u64) {
+    /// What is retained begins at or beyond both this position and this number of frames.
+    fn retained_from(&self) -> (u64, u64) {
+        let (tail, retain) = (self.tail(), self.options.retain);
+        (tail.pos.saturating_sub(retain.bytes_max).max(self.aged), tail.seq.saturating_sub(retain.messages_max))
+    }
+
+    /// The oldest frame boundary that a cursor may join at: what is retained, and the backlog.
+    pub(super) fn oldest_boundary(&self) -> Cursor {
+        let (from, from_seq) = self.retained_from();
+        let backlog = if self.cursors == 0 { self.floor } else { self.tail() };
+        for chunk in &self.live {
+            let (place, extent) = (chunk.place(), chunk.extent());
+            // A chunk that is a payload begins within a frame, and one that ends before the bounds has no such boundary.
+            let ends_before = chunk.end() < from || place.base_seq + u64::from(extent.frames) < from_seq;
+            if chunk.as_payload().is_some() || ends_before {
+                continue;
+            }
+            let (mut at, mut seq, data) = (place.base, place.base_seq, chunk.bytes(0, extent.len));
+            while at < from || seq < from_seq {
+                let offset = (at - place.base) as usize;
+                let Some(bytes) = data.get(offset..).and_then(frame_bytes) else { break };
+                (at, seq) = (at + bytes, seq + 1);
+            }
+            if at >= from && seq >= from_seq {
+                return if at < backlog.pos { Cursor::boundary(at, seq) } else { backlog };
+            }
+        }
+        backlog
+    }
+
+    /// Lets go of the chunks that lie wholly below `low` and are not to be retained, and collects the blocks that nobody
+    /// refers to any more.
+    fn retire(&mut self, low: u64, retained: (u64, u64)) {
+        // Of a frame that is retained the head may end a chunk in which as many frames end as are given up: that one stays.
+        let may_go = |chunk: &Chunk| {
+            let end = chunk.place().after(chunk.extent().len, chunk.extent().frames);
+            let is_passed = end.base <= low || planted(Bug::ChunkEarly) && chunk.base() < low;
+            is_passed && (end.base <= retained.0 || end.base_seq < retained.1)
+        };
         // Bounded by the number of live chunks; the writer's stays whatever its position.
-        while self.live.len() > 1
-            && self
-                .live
-                .front()
-                .is_some_and(|chunk| chunk.end() <= low || planted(Bug::ChunkEarly) && chunk.base() < low)
-        {
+        while self.live.len() > 1 && self.live.front().is_some_and(|chunk| may_go(chunk)) {
             let Some(chunk) = self.live.pop_front() else { break };
             if chunk.is_by_reference() {
                 self.by_reference_bytes -= chunk.extent().len as usize;

@@ -54,19 +54,36 @@ pub(crate) struct LogOptions {
     pub(crate) limit_bytes: usize,
     /// `Bytes` payloads of at least so many bytes are kept by reference; below, copying them is cheaper.
     pub(crate) share_from_bytes: usize,
+    /// What is kept though every cursor has passed it.
+    pub(crate) retain: Retain,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { chunk_bytes: 256 << 10, limit_bytes: 64 << 20, share_from_bytes: 16 << 10 }
+        Self { chunk_bytes: 256 << 10, limit_bytes: 64 << 20, share_from_bytes: 16 << 10, retain: Retain::NOTHING }
     }
+}
+
+/// How much of what all cursors have passed is kept for [`Reader::join_oldest`]: within both bounds, and since
+/// [`Handle::age`]. It gives way, the oldest first, when an append needs its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Retain {
+    /// Bytes before the tail.
+    pub(crate) bytes_max: u64,
+    /// Frames before the tail.
+    pub(crate) messages_max: u64,
+}
+
+impl Retain {
+    /// Nothing is kept.
+    pub(crate) const NOTHING: Retain = Retain { bytes_max: 0, messages_max: 0 };
 }
 
 impl LogOptions {
     fn made_consistent(self) -> Self {
         let limit_bytes = self.limit_bytes.max(CHUNKS_MIN * CHUNK_BYTES_MIN);
         let chunk_bytes = self.chunk_bytes.min(limit_bytes / CHUNKS_MIN).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
-        Self { chunk_bytes, limit_bytes, share_from_bytes: self.share_from_bytes.max(1) }
+        Self { chunk_bytes, limit_bytes, share_from_bytes: self.share_from_bytes.max(1), ..self }
     }
 }
 
@@ -189,6 +206,11 @@ impl Handle {
     /// the lock.
     pub(crate) fn oldest_end(&self) -> Option<u64> {
         self.shared.lock().oldest_end()
+    }
+
+    /// What is before `position`, a place in the log, has become too old to be retained. Takes the lock.
+    pub(crate) fn age(&self, position: u64) {
+        self.shared.lock().aged = position;
     }
 
     /// Cursors in all readers. Takes the lock.

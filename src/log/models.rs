@@ -16,7 +16,7 @@ fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
 }
 
 fn small() -> LogOptions {
-    LogOptions { chunk_bytes: 4 << 10, limit_bytes: 16 << 10, share_from_bytes: FRAME_BYTES }
+    LogOptions { chunk_bytes: 4 << 10, limit_bytes: 16 << 10, share_from_bytes: FRAME_BYTES, ..LogOptions::default() }
 }
 
 /// Appends message `number`, copied or by reference. Heads and frames are whole grains of the watch.

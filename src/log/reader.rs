@@ -6,8 +6,9 @@
 //! - A cursor counts in the last chunk of the window that begins at or before its `frame`. When a successor of the
 //!   last chunk is fetched, the cursors that wait exactly at its beginning move over to it at once; `high` and
 //!   `at_high` are what is needed to know how many those are.
-//! - The low-water mark of this reader is the beginning of the window's first chunk, and only grows while cursors
-//!   exist. It is published after the chunks before it were let go.
+//! - The low-water mark of this reader is the beginning of the window's first chunk. It only grows while cursors exist,
+//!   unless one joins further back, which happens under the list's lock. It is published after the chunks before it were
+//!   let go.
 //!
 //! Called by one thread. It takes the list's lock only to fetch the successors of a finished chunk, to join and to
 //! leave. It never writes to chunks and never waits.
@@ -33,6 +34,16 @@ pub(crate) struct Reader {
     high: u64,
     /// Cursors at `high`.
     at_high: u32,
+}
+
+/// Where a cursor joins.
+enum Start {
+    /// At the backlog, or else at the tail.
+    Backlog,
+    /// At what is retained, or at the backlog.
+    Oldest,
+    #[cfg(test)]
+    Tail,
 }
 
 /// A chunk in the window.
@@ -67,13 +78,18 @@ impl Reader {
 
     /// A new cursor: at the beginning of the backlog if no reader has a cursor, else at the live tail.
     pub(crate) fn join(&mut self) -> Cursor {
-        self.join_from(true)
+        self.join_from(Start::Backlog)
+    }
+
+    /// A new cursor at the oldest frame that is retained, or at the beginning of the backlog if that is older.
+    pub(crate) fn join_oldest(&mut self) -> Cursor {
+        self.join_from(Start::Oldest)
     }
 
     /// A new cursor at the live tail; what backlog there is, is given up.
     #[cfg(test)]
     pub(crate) fn join_tail(&mut self) -> Cursor {
-        self.join_from(false)
+        self.join_from(Start::Tail)
     }
 
     /// The cursor `at` goes. If it was the last of all readers, the backlog begins at its frame, or further on where one that
@@ -254,10 +270,15 @@ impl Reader {
         to.seq.saturating_sub(from.seq)
     }
 
-    fn join_from(&mut self, backlog: bool) -> Cursor {
+    fn join_from(&mut self, start: Start) -> Cursor {
         let shared = Arc::clone(&self.shared);
         let mut list = shared.lock();
-        let floor = (backlog && list.cursors == 0 && !planted(Bug::BacklogSkipped)).then_some(list.floor);
+        let floor = match start {
+            Start::Backlog => (list.cursors == 0 && !planted(Bug::BacklogSkipped)).then_some(list.floor),
+            Start::Oldest => Some(list.oldest_boundary()),
+            #[cfg(test)]
+            Start::Tail => None,
+        };
         let first_cursor = self.window.is_empty();
         if first_cursor {
             let index = floor.map_or_else(|| list.index_last(), |floor| list.index_at(floor.frame));
@@ -268,6 +289,14 @@ impl Reader {
         // The last chunk cannot be finished by somebody while the list is locked: its end is a frame boundary.
         let tail = self.window.back().map_or(Cursor::default(), |last| tail_of(&last.chunk).1);
         let at = floor.unwrap_or(tail);
+        if let Some(first) = self.window.front().filter(|first| at.frame < first.chunk.base()) {
+            let (index, before) = (list.index_at(at.frame), first.chunk.place().index);
+            let missing: Vec<_> = list.chunks_from(index).take((before - index) as usize).cloned().collect();
+            for chunk in missing.into_iter().rev() {
+                self.window.push_front(Held { chunk, cursors: 0, memo: Bytes::new(), memo_from: 0 });
+            }
+            self.publish_low(self.window.front().map_or(NO_CURSOR, |first| first.chunk.base()));
+        }
         self.count(at.frame);
         self.cursors += 1;
         list.cursors += 1;

@@ -25,7 +25,7 @@ fn frame(payload: &[u8]) -> Vec<u8> {
 }
 
 fn small() -> LogOptions {
-    LogOptions { chunk_bytes: 4 * KIB, limit_bytes: 64 * KIB, share_from_bytes: 2 * KIB }
+    LogOptions { chunk_bytes: 4 * KIB, limit_bytes: 64 * KIB, share_from_bytes: 2 * KIB, ..LogOptions::default() }
 }
 
 fn open_one(options: LogOptions) -> (Appender, Reader) {
@@ -499,7 +499,7 @@ fn read_all(mut reader: Reader, start: Cursor, total: u64, room: &AtomicU64) {
 #[test]
 fn threads_read_what_another_appends() {
     const TOTAL: u64 = 40_000;
-    let options = LogOptions { chunk_bytes: 8 * KIB, limit_bytes: 96 * KIB, share_from_bytes: 4 * KIB };
+    let options = LogOptions { chunk_bytes: 8 * KIB, limit_bytes: 96 * KIB, share_from_bytes: 4 * KIB, ..small() };
     let (appender, readers) = open(options, 2);
     let handle = appender.handle();
     let appender = Mutex::new(appender);
@@ -526,4 +526,69 @@ fn threads_read_what_another_appends() {
     });
     assert!(room.into_inner() > 0);
     assert_eq!(handle.cursors(), 0);
+}
+
+proptest! {
+    /// A late cursor begins at a frame boundary, as far back as is retained and no further, and reads all that follows. What is only
+    /// retained never makes an append fail.
+    #[test]
+    fn a_late_cursor_gets_what_is_retained(
+        sizes in proptest::collection::vec((0..3000usize, 0..6u8), 1..150),
+        messages_max in 0..100u64,
+        bytes_max in 0..80_000u64,
+        aged in 0..100usize,
+    ) {
+        let retain = Retain { bytes_max, messages_max };
+        let (mut appender, mut readers) = open(LogOptions { retain, ..small() }, 2);
+        let (mut late, mut live) = (readers.pop().unwrap(), readers.pop().unwrap());
+        let mut at = live.join();
+        let mut frames: Vec<Vec<u8>> = Vec::new();
+        for (number, (bytes, step)) in sizes.into_iter().enumerate() {
+            let payload = payload(number as u64, bytes);
+            prop_assert!(appender.append_bytes(&head(bytes), payload.clone().into()).is_ok(), "what is retained gives way");
+            frames.push(frame(&payload));
+            at = drain(&mut live, at).1;
+            let begins: Vec<u64> = frames.iter().scan(0, |sum, f| Some(std::mem::replace(sum, *sum + f.len() as u64))).collect();
+            let tail = at.position();
+            if number == aged {
+                appender.handle().age(tail);
+            }
+            if step > 0 {
+                continue;
+            }
+            let joined = late.join_oldest();
+            let first = begins.iter().position(|begin| *begin == joined.position()).unwrap_or(frames.len());
+            prop_assert_eq!(joined.messages(), first as u64);
+            let ages = |n: usize| number < aged || n > aged;
+            let wanted = |n: &usize| begins[*n] + bytes_max >= tail && (*n as u64 + messages_max) >= frames.len() as u64 && ages(*n);
+            let oldest = (0..frames.len()).find(wanted).unwrap_or(frames.len());
+            prop_assert!(first >= oldest, "nothing that is not to be retained");
+            if tail < 30_000 {
+                prop_assert_eq!(first, oldest, "there is room for all of it");
+            }
+            let (read, end) = drain(&mut late, joined);
+            prop_assert_eq!(read, frames[first..].concat());
+            late.leave(end);
+        }
+    }
+}
+
+#[test]
+fn a_late_cursor_joins_before_others_of_its_reader() {
+    let retain = Retain { bytes_max: u64::MAX, messages_max: u64::MAX };
+    let (mut appender, mut reader) = open_one(LogOptions { retain, ..small() });
+    let mut live = reader.join();
+    for n in 0..20 {
+        appender.append(&head(1000), &payload(n, 1000)).unwrap();
+        live = drain(&mut reader, live).1;
+    }
+    let late = reader.join_oldest();
+    assert_eq!(late, Cursor::default());
+    appender.append(&head(1), b"x").unwrap();
+    let (read, late) = drain(&mut reader, late);
+    assert_eq!(read.len(), 20 * 1005 + 6);
+    let (rest, live) = drain(&mut reader, live);
+    assert_eq!((rest.len(), live), (6, late));
+    reader.leave(late);
+    reader.leave(live);
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::late::{Replay, Retention};
 use crate::backend::SocketOptions;
 
 /// To whom a message sent with `send` goes. Chosen by the sender; nothing on the wire shows it.
@@ -130,6 +131,10 @@ pub(crate) struct SocketConfig {
     /// AT_LEAST_ONCE: how often a message is sent on one link before it expires.
     pub(crate) attempts_max: u32,
     pub(crate) options: SocketOptions,
+    /// PUBLISH: where a new peer begins.
+    pub(crate) replay: Replay,
+    /// PUBLISH: what is kept for those that begin further back.
+    pub(crate) retention: Retention,
 }
 
 impl SocketConfig {
@@ -183,6 +188,8 @@ impl Default for SocketConfig {
             resend_ns: nanos(Duration::from_secs(5)),
             attempts_max: 6,
             options: SocketOptions::default(),
+            replay: Replay::default(),
+            retention: Retention::default(),
         }
     }
 }

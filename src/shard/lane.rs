@@ -44,8 +44,12 @@ struct Directed {
 
 impl Lane {
     pub(super) fn open() -> Lane {
-        let options =
-            LogOptions { chunk_bytes: CHUNK_BYTES, limit_bytes: usize::MAX / 4, share_from_bytes: SHARE_FROM_BYTES };
+        let options = LogOptions {
+            chunk_bytes: CHUNK_BYTES,
+            limit_bytes: usize::MAX / 4,
+            share_from_bytes: SHARE_FROM_BYTES,
+            ..LogOptions::default()
+        };
         let (appender, mut readers) = log::open(options, 1);
         let mut reader = readers.swap_remove(0);
         let cursor = reader.join();

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::{Bytes, BytesMut};
 
 use super::lane::Lane;
+use super::late::Replay;
 use super::retain::{Retained, hand_on};
 use super::shared::report;
 use super::{DeliveryGuarantee, DisconnectReason, DropCause, Event, RejectReason, SocketConfig};
@@ -321,7 +322,13 @@ impl Shard {
         socket.links.push(key);
         socket.by_identity.insert(link.identity, key);
         match &mut socket.hub {
-            None => link.cursor = socket.reader.join(),
+            None => {
+                socket.note_ages(now_ns);
+                link.cursor = match socket.shared.config.replay {
+                    Replay::Live => socket.reader.join(),
+                    Replay::Oldest => socket.reader.join_oldest(),
+                };
+            }
             Some(hub) => {
                 link.lane = Some(Box::new(Lane::open()));
                 hub.circle.insert(key);

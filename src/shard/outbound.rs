@@ -31,6 +31,7 @@ impl Shard {
         self.acknowledge(id, &shared.take_acks(shard));
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
         if socket.shared.home() == shard {
+            socket.note_ages(self.now_ns);
             if !planted(Bug::OthersNotTold) {
                 socket.shared.tell_others(shard);
             }
@@ -54,7 +55,8 @@ impl Shard {
             // AT_LEAST_ONCE keeps mail for peers that are gone, and times it: that has to be seen when it comes.
             let mail_waits = socket.shared.config.delivery == DeliveryGuarantee::AtLeastOnce;
             let at_home = socket.shared.home() == shard && !mail_waits;
-            if socket.links.is_empty() && at_home && socket.shared.wait_number() == 0 {
+            let timed = socket.shared.ages.is_some();
+            if socket.links.is_empty() && at_home && !timed && socket.shared.wait_number() == 0 {
                 socket.shared.keep_dirty();
             }
             if socket.closing.is_some() {

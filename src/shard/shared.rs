@@ -22,6 +22,7 @@ use crate::shard::command::Command;
 use crate::shard::config::{DeliveryGuarantee, SendMode, SocketConfig};
 use crate::shard::event::{DisconnectReason, DropCause, Event, EventQueue};
 use crate::shard::inbound::Inbound;
+use crate::shard::late::Ages;
 use crate::shard::stats::{Lag, PeerStats, Stats};
 use crate::shard::tally::{Account, Counters, ShardCounters};
 
@@ -191,6 +192,8 @@ pub(crate) struct SocketShared {
     blocked: AtomicU64,
     waits: AtomicU64,
     send_waits: AtomicU64,
+    /// PUBLISH: if messages are kept by age. Held for a moment by a shard.
+    pub(super) ages: Option<Mutex<Ages>>,
     /// Connections on all shards, whatever their state.
     connections: AtomicUsize,
     /// What each shard has of it.
@@ -221,6 +224,7 @@ impl SocketShared {
             directed_bytes: AtomicU64::new(0),
             send_waits: AtomicU64::new(0),
             peers: Peers::default(),
+            ages: Ages::new(&config.retention).map(Mutex::new),
             log,
             config,
             room: event_listener::Event::new(),

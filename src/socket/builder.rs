@@ -7,7 +7,7 @@ use super::{Socket, blocking, inline};
 use crate::backend::SocketOptions;
 use crate::engine::Engine;
 use crate::protocol::Identity;
-use crate::shard::{AckMode, DeliveryGuarantee, KIB, MIB, SendMode, SocketConfig, nanos};
+use crate::shard::{AckMode, DeliveryGuarantee, KIB, MIB, Replay, Retention, SendMode, SocketConfig, nanos};
 
 /// Settings of a socket, to begin with the defaults.
 ///
@@ -128,6 +128,19 @@ impl SocketBuilder {
         self
     }
 
+    /// Under PUBLISH: where a new peer begins (default [`Replay::Live`]: at what is sent next). What was sent while nobody was connected
+    /// goes to the first peer in any case.
+    pub fn replay(mut self, replay: Replay) -> Self {
+        self.config.replay = replay;
+        self
+    }
+
+    /// Under PUBLISH: how much of what was sent is kept for peers that begin at [`Replay::Oldest`] (default: nothing).
+    pub fn retain(mut self, retention: Retention) -> Self {
+        self.config.retention = retention;
+        self
+    }
+
     /// The delay before a connecting end tries again (default 100 ms), doubling up to a maximum (default 3 s), with jitter.
     pub fn reconnect_delay(mut self, min: Duration, max: Duration) -> Self {
         self.config.reconnect_min_ns = nanos(min);
@@ -206,6 +219,13 @@ impl SocketBuilder {
         let limit = |setting, problem: &str| Err(BuildError::Limit { setting, problem: problem.to_owned() });
         if config.delivery == DeliveryGuarantee::AtLeastOnce && config.send_mode == SendMode::Publish {
             return Err(BuildError::PublishAtLeastOnce);
+        }
+        let plain = config.replay == Replay::Live && config.retention.is_nothing();
+        if config.send_mode == SendMode::RoundRobin && !plain {
+            return limit("replay", "is for PUBLISH: under ROUNDROBIN a message is for one peer and goes once");
+        }
+        if config.replay == Replay::Oldest && config.retention.is_nothing() {
+            return limit("replay", "from the oldest message needs something to be kept: say how much with retain");
         }
         if config.resend_ns == 0 || config.attempts_max == 0 {
             return limit("resend", "needs a delay and a number of attempts above zero");

@@ -109,6 +109,7 @@ mod bad_input;
 mod bounds;
 mod circle;
 mod identity;
+mod late;
 mod least_once;
 mod publish;
 mod reconnect;
