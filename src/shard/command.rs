@@ -6,9 +6,12 @@ use event_listener::{Event, EventListener};
 
 use crate::backend::{Address, SocketOptions};
 use crate::log;
+use crate::protocol::Identity;
 use crate::shard::EndKey;
 use crate::shard::SocketShared;
 use crate::shard::adopt::Moving;
+use crate::shard::close::CloseReport;
+use crate::shard::control::{Answer, Done};
 use crate::shard::shared::SocketId;
 
 /// A place to bind or connect to: an address, or a name that is resolved when it is needed.
@@ -39,10 +42,18 @@ pub(crate) enum Command {
     Adopt(Box<Moving>),
     /// A link that one of this shard's dialers made has ended.
     Lost { dialer: EndKey, error: String, rejected: bool },
+    /// Stops listening at an endpoint.
+    Unbind { socket: SocketId, target: Target, reply: Reply<Answer> },
+    /// Stops dialling an endpoint, and parts from whom it found there.
+    DisconnectFrom { socket: SocketId, target: Target, reply: Reply<Answer> },
+    /// Parts from a peer of this shard.
+    Disconnect { socket: SocketId, identity: Identity, reply: Reply<Answer> },
+    /// A dialer of that shard has stopped: parts from its link, if it is here.
+    Release { socket: SocketId, shard: u32, dialer: EndKey, done: Arc<Done> },
     /// A publisher has waited for room for too long: this shard's part of the socket's links.
     Stalled { socket: SocketId, wait: u64 },
-    /// Drains, closes and forgets the socket; answers with the messages that were not delivered.
-    Close { socket: SocketId, linger_ns: u64, reply: Reply<u64> },
+    /// Drains, closes and forgets the socket; answers with what was not delivered.
+    Close { socket: SocketId, linger_ns: u64, reply: Reply<CloseReport> },
     /// Answers after a while.
     Alarm { after_ns: u64, reply: Reply<()> },
     /// Ends the shard as soon as its last socket has drained.

@@ -18,7 +18,7 @@ const CONNECT_NS: u64 = 5_000_000_000;
 pub(super) struct Dialer {
     generation: u32,
     socket: SocketId,
-    target: Target,
+    pub(super) target: Target,
     backoff: Backoff,
     /// Its last link ended as if it had been refused.
     unwanted: bool,

@@ -120,6 +120,8 @@ pub enum DisconnectReason {
     },
     /// This socket was closed.
     ClosedHere,
+    /// `disconnect` or `disconnect_from` was called on this socket.
+    DisconnectedHere,
 }
 
 /// Why a connection never became a peer.
@@ -202,6 +204,7 @@ impl fmt::Display for DisconnectReason {
             Self::Stalled => f.write_str("held the publisher for longer than publish_stall_max"),
             Self::FrameTooLong { bytes } => write!(f, "announced a frame of {bytes} bytes, over message_bytes_max"),
             Self::ClosedHere => f.write_str("closed here"),
+            Self::DisconnectedHere => f.write_str("disconnected here"),
         }
     }
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
 
+use super::control::Parting;
 use super::lane::Lane;
 use super::late::Replay;
 use super::retain::{Retained, hand_on};
@@ -117,7 +118,9 @@ pub(super) struct Link {
     pub(super) retained: Option<Box<Retained>>,
     /// Bytes sent by identity that have not gone out (AT_LEAST_ONCE: that are not acknowledged).
     queued: Option<Arc<AtomicUsize>>,
-    /// When it became a peer; 0 if it never did.
+    /// It was told to go.
+    pub(super) parting: Option<Box<Parting>>,
+    /// When it became a peer; 0 if it never did, and once all that it leaves is settled.
     pub(super) live_since_ns: u64,
     /// Its counters, once it is a peer.
     pub(super) account: Option<Arc<Account>>,
@@ -158,6 +161,7 @@ impl Link {
             lane: None,
             retained: None,
             queued: None,
+            parting: None,
             live_since_ns: 0,
             account: None,
             behind_since_ns: 0,
@@ -402,6 +406,9 @@ impl Shard {
                 }
             }
             State::Draining { until_ns } if *until_ns <= now_ns => self.end(key),
+            State::Live if link.parting.as_ref().is_some_and(|parting| parting.until_ns <= now_ns) => {
+                self.check_parting(key)
+            }
             State::Live => self.judge(key),
             _ => {}
         }
@@ -526,48 +533,64 @@ impl Shard {
         if !matches!(link.state, State::Dying) || link.reading != Reading::Idle || link.sending.is_some() {
             return;
         }
-        let link = self.links.remove(key.slot as usize);
+        let (id, was_live) = (link.socket, link.live_since_ns != 0);
+        if let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) {
+            socket.links_open -= 1;
+            socket.shared.dismiss();
+            socket.held.retain(|&held| held != key);
+            socket.unsettled -= usize::from(was_live);
+        }
+        self.settle(key);
+        self.links.remove(key.slot as usize);
+        self.touch(id);
+        self.flush(id);
+    }
+
+    /// Gives up a link's part of the log, once nothing of it is under way any more.
+    pub(super) fn settle(&mut self, key: LinkKey) {
+        let Some(link) = self.links.get_mut(key.slot as usize).filter(|link| link.generation == key.generation) else {
+            return;
+        };
+        if link.live_since_ns == 0 || link.sending.is_some() {
+            return;
+        }
+        link.live_since_ns = 0;
         let id = link.socket;
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
-        socket.links_open -= 1;
-        socket.shared.dismiss();
-        socket.held.retain(|&held| held != key);
-        if link.live_since_ns != 0 {
-            socket.unsettled -= 1;
-            let expires_ns = self.now_ns.saturating_add(socket.shared.config.expiry_ns());
-            let identity = link.identity;
-            give_up(socket, link, expires_ns);
-            if socket.parked.contains_key(&identity) {
-                match socket.by_identity.get(&identity).copied() {
-                    // The peer was back before all of its old link had been given back.
-                    Some(successor) => {
-                        self.unpark(id, successor);
-                        self.pump(successor);
-                    }
-                    None => self.timers.set(expires_ns, Timer::Parked(id)),
+        let expires_ns = self.now_ns.saturating_add(socket.shared.config.expiry_ns());
+        give_up(socket, link, expires_ns);
+        let identity = link.identity;
+        if socket.parked.contains_key(&identity) {
+            match socket.by_identity.get(&identity).copied() {
+                // The peer was back before all of its old link had been given back.
+                Some(successor) => {
+                    self.unpark(id, successor);
+                    self.pump(successor);
                 }
+                None => self.timers.set(expires_ns, Timer::Parked(id)),
             }
         }
         self.touch(id);
-        self.flush(id);
     }
 }
 
 /// A dead link's part of the log: what it did not send goes to others (ROUNDROBIN), waits for the next peer if this was the last, or
 /// is dropped and counted.
-fn give_up(socket: &mut ShardSocket, mut link: Link, expires_ns: u64) {
-    let mut missed = hand_on(socket, &mut link, expires_ns);
+fn give_up(socket: &mut ShardSocket, link: &mut Link, expires_ns: u64) {
+    let mut missed = hand_on(socket, link, expires_ns);
     socket.released = true;
     if socket.hub.is_none() {
         // What is left for the next peer is not lost.
-        let of_log = socket.reader.leave(link.cursor.frame_start());
+        let at = link.cursor.frame_start();
+        let of_link = link.addressed_until(Cursor::END).messages() - at.messages();
+        let of_log = socket.reader.leave(at).min(of_link);
         link.count_left(socket.counters(), of_log);
         missed += of_log;
     }
     link.count_lane_gone(socket.counters());
     let cause = if socket.closing.is_some() { DropCause::Closed } else { link.lost_to };
     if !planted(Bug::DropUncounted) {
-        socket.drop_messages(&link, cause, missed);
+        socket.drop_messages(link, cause, missed);
     }
 }
 

@@ -2,7 +2,10 @@
 //! memory, the listener rests for a moment instead of spinning, and goes on by itself. Connections over the limit of their address
 //! are held for a while without work, and closed.
 
+use std::sync::Arc;
+
 use super::accepts::{Accepts, HELD_MAX};
+use super::control::Done;
 use super::link::{HOLD_NS, Origin};
 use super::shared::report;
 use super::{EndKey, Event, Op, RejectReason, Reply, Shard, SocketId, Target, Timer, token};
@@ -22,12 +25,37 @@ pub(super) struct Listener {
     generation: u32,
     socket: SocketId,
     accepts: Accepts,
+    /// Where it listens.
+    bound: Option<Address>,
+    /// The name that this was found under, if it was.
+    name: Option<Target>,
     state: State,
+}
+
+impl Listener {
+    /// Whether it was bound to this name, or is bound to this address.
+    pub(super) fn is_at(&self, target: &Target) -> bool {
+        match target {
+            Target::Address(address) => self.bound.as_ref() == Some(address),
+            Target::Name { .. } => self.name.as_ref() == Some(target),
+        }
+    }
+}
+
+impl std::fmt::Display for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.bound, &self.name) {
+            (Some(bound), Some(name)) => write!(f, "{bound} ({name})"),
+            (Some(bound), None) => bound.fmt(f),
+            (None, _) => f.write_str("nowhere yet"),
+        }
+    }
 }
 
 enum State {
     /// The name to bind to is being resolved.
     Resolving {
+        name: Target,
         options: SocketOptions,
         reply: Reply<std::io::Result<Address>>,
     },
@@ -40,7 +68,10 @@ enum State {
     },
     Accepting(Handle),
     Resting(Handle),
-    Closing,
+    /// Whoever closed it is answered when the accept has ended.
+    Closing {
+        _done: Option<Arc<Done>>,
+    },
 }
 
 impl Shard {
@@ -59,9 +90,10 @@ impl Shard {
                 let until_ns = self.now_ns + IN_USE_NS;
                 self.listen_soon(id, address, options, reply, until_ns);
             }
-            Target::Name { host, port } => {
-                let Some(key) = self.add_listener(id, State::Resolving { options, reply }) else { return };
-                self.backend.resolve(&host, port, token(Op::ResolveBind, key.slot, key.generation));
+            Target::Name { ref host, port } => {
+                let state = State::Resolving { name: target.clone(), options, reply };
+                let Some(key) = self.add_listener(id, state) else { return };
+                self.backend.resolve(host, port, token(Op::ResolveBind, key.slot, key.generation));
             }
         }
     }
@@ -70,7 +102,8 @@ impl Shard {
         let generation = self.generation();
         let config = &self.socket(id)?.shared.config;
         let accepts = Accepts::new(config.accepts_per_second, config.accepts_burst);
-        let slot = self.listeners.insert(Listener { generation, socket: id, accepts, state }) as u32;
+        let slot =
+            self.listeners.insert(Listener { generation, socket: id, accepts, bound: None, name: None, state }) as u32;
         Some(EndKey { slot, generation })
     }
 
@@ -89,7 +122,7 @@ impl Shard {
                 let Some(key) = self.add_listener(id, state) else { return };
                 self.timers.set(self.now_ns + IN_USE_STEP_NS, Timer::Listener(key));
             }
-            result => reply.answer(result),
+            result => reply.answer(result.map(|(_, bound)| bound)),
         }
     }
 
@@ -100,12 +133,17 @@ impl Shard {
             return;
         }
         let Listener { socket, state, .. } = self.listeners.remove(key.slot as usize);
-        let State::Resolving { options, reply } = state else { return };
+        let State::Resolving { name, options, reply } = state else { return };
         let answer = result.and_then(|addresses| {
             let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
             for address in addresses {
                 match self.listen(socket, &Address::Ip(address), &options) {
-                    Ok(bound) => return Ok(bound),
+                    Ok((key, bound)) => {
+                        if let Some(listener) = self.listener(key) {
+                            listener.name = Some(name);
+                        }
+                        return Ok(bound);
+                    }
                     Err(error) => last = error,
                 }
             }
@@ -114,18 +152,26 @@ impl Shard {
         reply.answer(answer);
     }
 
-    fn listen(&mut self, id: SocketId, address: &Address, options: &SocketOptions) -> std::io::Result<Address> {
+    fn listen(
+        &mut self,
+        id: SocketId,
+        address: &Address,
+        options: &SocketOptions,
+    ) -> std::io::Result<(EndKey, Address)> {
         let (handle, bound) = self.backend.listen(address, options)?;
         let Some(key) = self.add_listener(id, State::Accepting(handle)) else {
             self.backend.close(handle);
             return Err(std::io::ErrorKind::NotConnected.into());
         };
         self.backend.accept(handle, token(Op::Accept, key.slot, key.generation));
+        if let Some(listener) = self.listener(key) {
+            listener.bound = Some(bound.clone());
+        }
         if let Some(socket) = self.socket(id) {
             socket.listeners.push(key);
         }
         tracing::debug!(address = %bound, "listening");
-        Ok(bound)
+        Ok((key, bound))
     }
 
     fn listener(&mut self, key: EndKey) -> Option<&mut Listener> {
@@ -205,10 +251,10 @@ impl Shard {
         }
     }
 
-    pub(super) fn close_listener(&mut self, key: EndKey) {
+    pub(super) fn close_listener(&mut self, key: EndKey, done: Option<Arc<Done>>) {
         let Some(listener) = self.listener(key) else { return };
         let held = std::mem::take(&mut listener.accepts.held);
-        let state = std::mem::replace(&mut listener.state, State::Closing);
+        let state = std::mem::replace(&mut listener.state, State::Closing { _done: done });
         held.into_iter().for_each(|(_, conn)| self.backend.close(conn));
         match state {
             // Its place is free when the accept has ended.
@@ -217,7 +263,7 @@ impl Shard {
                 self.backend.close(handle);
                 self.listeners.remove(key.slot as usize);
             }
-            State::Resolving { .. } | State::InUse { .. } | State::Closing => {}
+            State::Resolving { .. } | State::InUse { .. } | State::Closing { .. } => {}
         }
     }
 }

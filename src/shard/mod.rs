@@ -16,6 +16,7 @@ mod adopt;
 mod close;
 mod command;
 mod config;
+mod control;
 mod dialer;
 mod event;
 mod hub;
@@ -44,9 +45,11 @@ use crate::log;
 use crate::log::Cursor;
 use crate::protocol::{Rng, Windows};
 
+pub use close::{CloseReport, Undelivered};
 pub(crate) use command::{Command, Reply, Target};
 pub use config::{AckMode, DeliveryGuarantee, SendMode, UnknownName};
 pub(crate) use config::{KIB, MIB, SocketConfig, nanos};
+pub(crate) use control::Answer;
 pub use event::{DisconnectReason, DropCause, Event, RejectReason};
 pub(crate) use inbound::{Ack, Inbound, Message, Walker};
 pub use late::{Replay, Retention};
@@ -316,6 +319,10 @@ impl Shard {
             Command::Connect { socket, target } => self.dial(socket, target),
             Command::Adopt(moving) => self.adopt(*moving),
             Command::Lost { dialer, error, rejected } => self.dial_later(dialer, &error, rejected),
+            Command::Unbind { socket, target, reply } => self.unbind(socket, &target, reply),
+            Command::DisconnectFrom { socket, target, reply } => self.disconnect_from(socket, &target, reply),
+            Command::Disconnect { socket, identity, reply } => self.disconnect(socket, identity, reply),
+            Command::Release { socket, shard, dialer, done } => self.release(socket, shard, dialer, &done),
             Command::Stalled { socket, wait } => self.drop_holders(socket, wait),
             Command::Alarm { after_ns, reply } => self.set_alarm(after_ns, reply),
             Command::Close { socket, linger_ns, reply } => self.close_socket(socket, linger_ns, reply),
@@ -490,7 +497,7 @@ impl Shard {
     pub(crate) fn abandon(&mut self) {
         for socket in self.sockets.iter_mut().filter_map(Option::take) {
             if let Some(closing) = socket.closing {
-                closing.answer(&socket.shared, 0);
+                closing.answer(&socket.shared);
             }
             socket.shared.enter_phase(Phase::EngineStopped);
         }

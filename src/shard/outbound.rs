@@ -99,7 +99,7 @@ impl Shard {
         let room = RANGE_SLICES_MAX - slices.len();
         let mut of_lane = false;
         let (mut from, mut to) = (link.cursor, link.cursor);
-        let mut until = socket.visible;
+        let mut until = link.addressed_until(socket.visible);
         if let Some(lane) = &mut link.lane {
             let held_back = lane.cursor.is_aligned() && link.retained.as_ref().is_some_and(|kept| kept.is_full());
             let due = match lane.next_after() {
@@ -172,6 +172,9 @@ impl Shard {
             let whole = reached.messages() - range.from.messages();
             if link.retained.is_none() {
                 link.count(socket.counters(), |tally| &tally.delivered, whole);
+                if let Some(closing) = &mut socket.closing {
+                    closing.deduct(&link.identity, whole, reached.position() - range.from.position());
+                }
             }
             if range.of_lane
                 && let Some(lane) = &mut link.lane
@@ -227,6 +230,7 @@ impl Shard {
             self.sort_mail(id);
         }
         self.pump(key);
+        self.check_parting(key);
     }
 
     /// A publisher has waited for `publish_stall_max`: whoever is furthest behind has to go.

@@ -149,11 +149,11 @@ impl Shard {
 
     /// A suspect peer was heard again.
     fn recovered(&mut self, key: LinkKey, id: SocketId, identity: crate::protocol::Identity) {
-        if let Some(link) = self.link(key) {
-            link.set_suspect(false);
-        }
+        let Some(link) = self.link(key).filter(|link| link.is_live()) else { return };
+        link.set_suspect(false);
+        let stays = link.parting.is_none();
         if let Some(socket) = self.socket(id) {
-            if let Some(hub) = &mut socket.hub {
+            if let Some(hub) = socket.hub.as_mut().filter(|_| stays) {
                 hub.circle.insert(key);
             }
             super::shared::report(&socket.shared, super::Event::Recovered { identity });

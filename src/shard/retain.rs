@@ -135,6 +135,7 @@ impl Shard {
         self.touch(id);
         self.distribute(id);
         self.pump(key);
+        self.check_parting(key);
     }
 
     /// Sets the link's resend timer if the next one is earlier than what it is set for.

@@ -626,7 +626,10 @@ pub(crate) fn report(shared: &SocketShared, event: Event) {
         Event::Connected { .. } | Event::Recovered { .. } | Event::Reconnecting { .. } => {
             tracing::debug!(socket = %shared.identity, "{event}");
         }
-        Event::Disconnected { reason: DisconnectReason::ClosedHere | DisconnectReason::ClosedByPeer, .. } => {
+        Event::Disconnected {
+            reason: DisconnectReason::ClosedHere | DisconnectReason::DisconnectedHere | DisconnectReason::ClosedByPeer,
+            ..
+        } => {
             tracing::debug!(socket = %shared.identity, "{event}");
         }
         _ => tracing::warn!(socket = %shared.identity, "{event}"),

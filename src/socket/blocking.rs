@@ -29,7 +29,7 @@ use crate::shard::{Event, Message, PeerStats, Phase, Stats};
 /// ```
 #[derive(Clone, Debug)]
 pub struct Socket {
-    socket: super::Socket,
+    pub(super) socket: super::Socket,
 }
 
 impl From<super::Socket> for Socket {
@@ -327,8 +327,9 @@ impl Socket {
 
     /// Ends the socket for all its handles, see [`Socket::close`](crate::Socket::close).
     pub fn close(&self) -> CloseReport {
-        let replies = self.socket.start_close();
-        CloseReport { undelivered: replies.iter().map(wait::done_blocking).sum() }
+        let mut report = CloseReport::default();
+        self.socket.start_close().iter().for_each(|reply| report.add(wait::done_blocking(reply)));
+        report
     }
 }
 

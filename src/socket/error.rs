@@ -244,10 +244,51 @@ impl fmt::Display for WaitError {
 
 impl std::error::Error for WaitError {}
 
-/// How a socket's end went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Why what was asked for could not be taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct CloseReport {
-    /// Messages that were accepted and not handed to the kernel within the linger time, each once for each peer that misses it.
-    pub undelivered: u64,
+pub enum ControlError {
+    /// The text names no place.
+    Endpoint(EndpointError),
+    /// This socket does not listen there.
+    NotBound {
+        /// What was named.
+        endpoint: String,
+        /// Where it does listen.
+        bound: Vec<String>,
+    },
+    /// This socket was not told to connect there.
+    NotConnecting {
+        /// What was named.
+        endpoint: String,
+        /// Where it was told to connect, in the words that were used.
+        connecting: Vec<String>,
+    },
+    /// The peer is not connected.
+    NotConnected(Identity),
+    /// The socket is closed.
+    Closed,
 }
+
+impl fmt::Display for ControlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |all: &[String]| if all.is_empty() { "none".to_owned() } else { all.join(", ") };
+        match self {
+            Self::Endpoint(error) => error.fmt(f),
+            Self::NotBound { endpoint, bound } => write!(
+                f,
+                "this socket does not listen at {endpoint}: name an address that bind answered with ({})",
+                list(bound)
+            ),
+            Self::NotConnecting { endpoint, connecting } => write!(
+                f,
+                "this socket was not told to connect to {endpoint}: name an endpoint as connect was given it ({})",
+                list(connecting)
+            ),
+            Self::NotConnected(identity) => write!(f, "peer {identity} is not connected: use an identity from peers()"),
+            Self::Closed => f.write_str("the socket is closed"),
+        }
+    }
+}
+
+impl std::error::Error for ControlError {}

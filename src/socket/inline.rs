@@ -47,7 +47,7 @@ const FLUSH_BYTES: usize = 256 * 1024;
 /// ```
 #[derive(Clone)]
 pub struct Engine {
-    inner: InlineEngine,
+    pub(super) inner: InlineEngine,
     /// The sockets that live on it, in the order of their numbers.
     sockets: Rc<RefCell<BTreeMap<SocketId, Rc<Place>>>>,
 }
@@ -122,7 +122,7 @@ impl Engine {
     }
 
     /// Sends what was appended to all sockets and steps the shard once.
-    fn drive(&self, deadline_ns: u64) -> Result<(), EngineError> {
+    pub(super) fn drive(&self, deadline_ns: u64) -> Result<(), EngineError> {
         self.flush_all();
         self.inner.turn(deadline_ns).map(|_| ())
     }
@@ -161,7 +161,7 @@ impl Place {
 /// A socket that the calling thread drives. When it is dropped it drains while its engine is driven further; to be sure, call
 /// [`close`](Self::close).
 pub struct Socket {
-    engine: Engine,
+    pub(super) engine: Engine,
     place: Rc<Place>,
     outlet: RefCell<Outlet>,
 }
@@ -174,7 +174,7 @@ impl Socket {
         Ok(Socket { engine: engine.clone(), place, outlet: RefCell::new(outlet) })
     }
 
-    fn shared(&self) -> &SocketShared {
+    pub(super) fn shared(&self) -> &SocketShared {
         &self.place.shared
     }
 
@@ -485,8 +485,8 @@ impl Socket {
     pub fn close(self) -> CloseReport {
         let reply = self.start_close();
         loop {
-            if let Some(undelivered) = reply.take() {
-                return CloseReport { undelivered };
+            if let Some(report) = reply.take() {
+                return report;
             }
             if self.engine.drive(u64::MAX).is_err() {
                 return CloseReport::default();
@@ -494,7 +494,7 @@ impl Socket {
         }
     }
 
-    fn start_close(&self) -> Reply<u64> {
+    fn start_close(&self) -> Reply<CloseReport> {
         self.place.walker.borrow_mut().finish(self.shared());
         let reply = Reply::new();
         let linger_ns = self.shared().config.linger_ns;

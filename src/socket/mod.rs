@@ -3,6 +3,7 @@
 
 pub mod blocking;
 mod builder;
+mod control;
 mod core;
 mod endpoint;
 mod error;
@@ -26,10 +27,11 @@ use crate::engine::Engine;
 use crate::protocol::Identity;
 use crate::shard::{Command, Ended, Event, Message, Outlet, PeerStats, Phase, Reply, SocketShared, Stats, Walker};
 
+pub use crate::shard::{CloseReport, Undelivered};
 pub use builder::SocketBuilder;
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{
-    BindError, BuildError, CloseReport, ConnectError, RecvError, SendError, TryRecvError, TrySendError, WaitError,
+    BindError, BuildError, ConnectError, ControlError, RecvError, SendError, TryRecvError, TrySendError, WaitError,
 };
 #[cfg(feature = "json")]
 pub use json::JsonError;
@@ -405,11 +407,16 @@ impl Socket {
         self.shared().peers.identities()
     }
 
-    /// Waits until `n` peers or more are connected.
+    /// Waits until `n` peers or more are connected: in [`peers`](Self::peers), so that what is sent from then on is for them too. They
+    /// may be gone again when it answers.
     ///
     /// # Errors
     /// When they are not within `timeout`, or the socket is closed.
     pub async fn wait_for_peers(&self, n: usize, timeout: Duration) -> Result<(), WaitError> {
+        // An alarm that nobody waits for any more is kept until it is due.
+        if self.shared().peers.count() >= n {
+            return Ok(());
+        }
         let alarm = Reply::new();
         let _ = self.home(Command::Alarm { after_ns: crate::shard::nanos(timeout), reply: alarm.clone() });
         loop {
@@ -469,21 +476,21 @@ impl Socket {
     /// every connection gets an orderly end. Answers when all of that is done. If the future is dropped the socket closes all the same.
     pub async fn close(&self) -> CloseReport {
         let replies = self.start_close();
-        let mut undelivered = 0;
+        let mut report = CloseReport::default();
         for reply in &replies {
-            undelivered += wait::done(reply).await.unwrap_or(0);
+            report.add(wait::done(reply).await.unwrap_or_default());
         }
-        CloseReport { undelivered }
+        report
     }
 
-    fn start_close(&self) -> Vec<Reply<u64>> {
+    fn start_close(&self) -> Vec<Reply<CloseReport>> {
         let shared = self.shared();
         let linger_ns = shared.config.linger_ns;
         let ask = |port: &Arc<crate::shard::Port>| {
             let reply = Reply::new();
             let command = Command::Close { socket: shared.id, linger_ns, reply: reply.clone() };
             if port.command(command).is_err() {
-                reply.answer(0);
+                reply.answer(CloseReport::default());
             }
             reply
         };

@@ -77,6 +77,12 @@ impl RawPeer {
         RawPeer::from_stream(socket.into())
     }
 
+    /// After the handshake under this name.
+    pub(crate) fn greeted(mut self, name: u8) -> RawPeer {
+        self.shake_hands(name);
+        self
+    }
+
     /// Connects and shakes hands under this name.
     pub(crate) fn connected(address: &Address, name: u8) -> RawPeer {
         let mut peer = RawPeer::dial(address);

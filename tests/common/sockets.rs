@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use aiomsg_uring::{
-    Address, Backend, Batch, Engine, Event, Identity, SendError, SendMode, Socket, SocketBuilder, Stats, TryRecvError,
-    TrySendError, WaitError, blocking, inline,
+    Address, Backend, Batch, ControlError, Engine, Event, Identity, SendError, SendMode, Socket, SocketBuilder, Stats,
+    TryRecvError, TrySendError, WaitError, blocking, inline,
 };
 use bytes::Bytes;
 
@@ -72,6 +72,9 @@ pub(crate) trait Calls {
     /// The error as its text.
     fn try_bind(&self, endpoint: &str) -> Result<Address, String>;
     fn connect(&self, endpoint: &str);
+    fn unbind(&self, endpoint: &str) -> Result<(), ControlError>;
+    fn disconnect_from(&self, endpoint: &str) -> Result<(), ControlError>;
+    fn disconnect(&self, identity: Identity) -> Result<(), ControlError>;
     fn send(&self, payload: &[u8]) {
         self.try_to_send(payload).expect("sent");
     }
@@ -100,6 +103,15 @@ macro_rules! common_calls {
         }
         fn connect(&self, endpoint: &str) {
             self.get().connect(endpoint).expect("connecting");
+        }
+        fn unbind(&self, endpoint: &str) -> Result<(), ControlError> {
+            self.get().unbind(endpoint)
+        }
+        fn disconnect_from(&self, endpoint: &str) -> Result<(), ControlError> {
+            self.get().disconnect_from(endpoint)
+        }
+        fn disconnect(&self, identity: Identity) -> Result<(), ControlError> {
+            self.get().disconnect(identity)
         }
         fn try_to_send(&self, payload: &[u8]) -> Result<(), SendError> {
             self.get().send(payload)

@@ -85,6 +85,7 @@ macro_rules! backend_row {
 mod addresses;
 mod asynchronous;
 mod bystanders;
+mod control;
 mod exchange;
 mod handshake;
 mod inline_engine;

@@ -108,6 +108,7 @@ mod at_once;
 mod bad_input;
 mod bounds;
 mod circle;
+mod control;
 mod identity;
 mod late;
 mod least_once;
