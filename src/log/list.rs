@@ -35,8 +35,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// State of a log whose only chunk is `first`.
-    pub(super) fn new(options: LogOptions, readers: usize, first: Arc<Chunk>) -> Self {
+    /// State of a log that begins at `start`, where its only chunk is `first`.
+    pub(super) fn new(options: LogOptions, readers: usize, start: Cursor, first: Arc<Chunk>) -> Self {
         let low = (0..readers).map(|_| CachePadded::new(AtomicU64::new(NO_CURSOR))).collect();
         let list = List {
             options,
@@ -46,8 +46,8 @@ impl Shared {
             blocks: 0,
             by_reference_bytes: 0,
             cursors: 0,
-            floor: Cursor::default(),
-            reached: Cursor::default(),
+            floor: start,
+            reached: start,
             aged: 0,
         };
         Self { options, low, held_bytes: AtomicUsize::new(0), list: Mutex::new(list) }

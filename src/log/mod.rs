@@ -89,8 +89,13 @@ impl LogOptions {
 
 /// Opens a log with `readers` readers and no cursor. It allocates no block yet.
 pub(crate) fn open(options: LogOptions, readers: usize) -> (Appender, Vec<Reader>) {
-    let writer = chunk::Writer::empty(chunk::Place::default());
-    let shared = Arc::new(list::Shared::new(options.made_consistent(), readers, Arc::clone(writer.chunk())));
+    open_at(options, readers, Cursor::default())
+}
+
+/// As [`open`], for a log that begins at `start`, a frame boundary: a copy of a part of another one keeps its places.
+pub(crate) fn open_at(options: LogOptions, readers: usize, start: Cursor) -> (Appender, Vec<Reader>) {
+    let writer = chunk::Writer::empty(chunk::Place { index: 0, base: start.pos, base_seq: start.seq });
+    let shared = Arc::new(list::Shared::new(options.made_consistent(), readers, start, Arc::clone(writer.chunk())));
     let readers = (0..readers).map(|number| Reader::new(Arc::clone(&shared), number)).collect();
     (Appender::new(writer, shared), readers)
 }
@@ -157,6 +162,16 @@ pub(crate) enum Frame<'a> {
         /// The payload.
         payload: &'a Bytes,
     },
+}
+
+impl Frame<'_> {
+    /// Bytes of the frame.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Frame::Whole(frame) => frame.len(),
+            Frame::Split { head, payload } => head.len() + payload.len(),
+        }
+    }
 }
 
 /// Tells about a log from anywhere.

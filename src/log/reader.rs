@@ -258,6 +258,31 @@ impl Reader {
         at
     }
 
+    /// The first frame boundary with at least `position` bytes and `messages` frames of the log before it; not before
+    /// `from`, a boundary, and not beyond the tail. It walks the frames of one chunk, however far that is.
+    pub(crate) fn boundary(&mut self, from: Cursor, position: u64, messages: u64) -> Cursor {
+        // Sees to it that the window reaches to the tail.
+        self.tail();
+        let before = |held: &Held| held.chunk.base() < position || held.chunk.place().base_seq < messages;
+        let index = self.window.partition_point(before);
+        let mut start = from;
+        if let Some(held) = index.checked_sub(1).map(|index| &self.window[index]) {
+            let (place, extent) = (held.chunk.place(), held.chunk.extent());
+            // No frame begins where a payload by reference does.
+            let place = if held.chunk.as_payload().is_some() { place.after(extent.len, extent.frames) } else { place };
+            if place.base > from.pos {
+                start = Cursor::boundary(place.base, place.base_seq);
+            }
+        }
+        let (mut pos, mut seq) = (start.pos, start.seq);
+        self.frames(start, |frame| {
+            let goes_on = pos < position || seq < messages;
+            pos += frame.len() as u64;
+            seq += 1;
+            goes_on
+        })
+    }
+
     /// Bytes from one cursor to a later one.
     #[cfg(test)]
     pub(crate) fn bytes_between(&self, from: Cursor, to: Cursor) -> u64 {

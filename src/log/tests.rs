@@ -250,6 +250,12 @@ enum Op {
         cursor: usize,
         frames: usize,
     },
+    /// Moves on to what is at most so far behind the tail.
+    Jump {
+        cursor: usize,
+        bytes: u64,
+        messages: u64,
+    },
     DropKept,
 }
 
@@ -267,6 +273,8 @@ fn op() -> impl Strategy<Value = Op> {
                 Op::Send { cursor, max_bytes, max_slices, short, keep }
             }),
         2 => (cursor(), 0..30usize).prop_map(|(cursor, frames)| Op::Skip { cursor, frames }),
+        2 => (cursor(), prop_oneof![0..3000u64, 0..100_000u64], prop_oneof![0..10u64, Just(u64::MAX)])
+            .prop_map(|(cursor, bytes, messages)| Op::Jump { cursor, bytes, messages }),
         3 => Just(Op::DropKept),
     ]
 }
@@ -348,6 +356,7 @@ impl World {
                 self.send(cursor, max_bytes, max_slices, short, keep)
             }
             Op::Skip { cursor, frames } => self.skip(cursor, frames),
+            Op::Jump { cursor, bytes, messages } => self.jump(cursor, bytes, messages),
             Op::DropKept => self.kept.clear(),
         }
         self.check();
@@ -406,6 +415,21 @@ impl World {
         assert!(read == self.model.bytes[cursor.pos as usize..to.pos as usize]);
         self.readers[*reader].advance(*cursor, to);
         *cursor = to;
+    }
+
+    fn jump(&mut self, cursor: usize, bytes: u64, messages: u64) {
+        let count = self.cursors.len().max(1);
+        let Some((reader, cursor)) = self.cursors.get_mut(cursor % count) else { return };
+        let (tail, from) = (self.model.tail(), cursor.frame_start());
+        let (position, seq) = (tail.pos.saturating_sub(bytes), tail.seq.saturating_sub(messages));
+        let to = self.readers[*reader].boundary(from, position, seq);
+        let end = |seq: u64| seq.checked_sub(1).map_or(0, |last| self.model.ends[last as usize]);
+        let expected = (from.seq..=tail.seq).find(|&n| n >= seq && end(n) >= position);
+        assert_eq!(Some(to), expected.map(|seq| Cursor::boundary(end(seq), seq)));
+        if to.pos >= cursor.pos {
+            self.readers[*reader].advance(*cursor, to);
+            *cursor = to;
+        }
     }
 
     fn check(&mut self) {

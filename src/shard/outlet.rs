@@ -134,8 +134,5 @@ impl<'a> Letter<'a> {
 
 /// Bytes of a frame on the wire.
 pub(super) fn frame_len(frame: &Frame<'_>) -> usize {
-    match frame {
-        Frame::Whole(frame) => frame.len(),
-        Frame::Split { head, payload } => head.len() + payload.len(),
-    }
+    frame.len()
 }
