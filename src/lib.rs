@@ -37,8 +37,8 @@ pub use backend::{Address, Choice as Backend, Kind as BackendKind, SocketOptions
 pub use engine::{Engine, EngineBuilder, EngineError, EngineInfo};
 pub use protocol::{Identity, IdentityError};
 pub use shard::{
-    AckMode, DeliveryGuarantee, DisconnectReason, DropCause, Drops, Event, Lag, PeerStats, RejectReason, Replay,
-    Retention, RoundTrips, SendMode, ShardStats, SocketId, Stats, UnknownName,
+    AckMode, DeliveryGuarantee, DisconnectReason, DropCause, Drops, Event, Lag, LagLimit, PeerStats, RejectReason,
+    Replay, Retention, RoundTrips, SendMode, ShardStats, SlowPolicy, SocketId, Stats, UnknownName,
 };
 #[cfg(feature = "json")]
 pub use socket::JsonError;

@@ -232,6 +232,10 @@ fn missed_by(link: &mut Link, log_end: Cursor) -> Undelivered {
         messages: end.messages().saturating_sub(at.messages()),
         bytes: end.position().saturating_sub(at.position()),
     };
+    if let Some(kept) = &mut link.kept {
+        missed.messages += kept.queued();
+        missed.bytes += kept.queued_bytes();
+    }
     if let Some(lane) = &mut link.lane {
         missed.messages += lane.queued();
         missed.bytes += lane.queued_bytes() + lane.unacknowledged as u64;

@@ -50,8 +50,6 @@ pub(crate) enum Command {
     Disconnect { socket: SocketId, identity: Identity, reply: Reply<Answer> },
     /// A dialer of that shard has stopped: parts from its link, if it is here.
     Release { socket: SocketId, shard: u32, dialer: EndKey, done: Arc<Done> },
-    /// A publisher has waited for room for too long: this shard's part of the socket's links.
-    Stalled { socket: SocketId, wait: u64 },
     /// Drains, closes and forgets the socket; answers with what was not delivered.
     Close { socket: SocketId, linger_ns: u64, reply: Reply<CloseReport> },
     /// Answers after a while.

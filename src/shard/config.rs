@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::late::{Replay, Retention};
+use super::policy::{Flow, LagLimit, SlowPolicy};
 use crate::backend::SocketOptions;
 
 /// To whom a message sent with `send` goes. Chosen by the sender; nothing on the wire shows it.
@@ -121,8 +122,9 @@ pub(crate) struct SocketConfig {
     pub(crate) heartbeat_ns: u64,
     pub(crate) timeout_ns: u64,
     pub(crate) linger_ns: u64,
-    /// How long a peer may hold a publisher whose log is full.
-    pub(crate) publish_stall_ns: u64,
+    /// PUBLISH: what is done about peers that do not keep up, unless they have a policy of their own.
+    pub(crate) slow_policy: SlowPolicy,
+    pub(crate) lag_limit: LagLimit,
     pub(crate) reconnect_min_ns: u64,
     pub(crate) reconnect_max_ns: u64,
     pub(crate) ack_mode: AckMode,
@@ -141,6 +143,10 @@ impl SocketConfig {
     /// How long a message is kept for a peer that is gone.
     pub(crate) fn expiry_ns(&self) -> u64 {
         self.resend_ns.saturating_mul(u64::from(self.attempts_max))
+    }
+
+    pub(crate) fn flow(&self) -> Flow {
+        Flow::new(self.slow_policy, self.lag_limit, self.log_bytes_max)
     }
 
     /// Bytes of a frame before its payload.
@@ -181,7 +187,8 @@ impl Default for SocketConfig {
             heartbeat_ns: nanos(Duration::from_secs(5)),
             timeout_ns: nanos(Duration::from_secs(15)),
             linger_ns: nanos(Duration::from_secs(1)),
-            publish_stall_ns: nanos(Duration::from_secs(1)),
+            slow_policy: SlowPolicy::default(),
+            lag_limit: LagLimit::default(),
             reconnect_min_ns: nanos(Duration::from_millis(100)),
             reconnect_max_ns: nanos(Duration::from_secs(3)),
             ack_mode: AckMode::default(),

@@ -61,7 +61,7 @@ pub enum Event {
         /// How far it is behind.
         lag: Lag,
     },
-    /// A slow peer is within its limit again.
+    /// A peer that was told as slow is far below its limit again.
     CaughtUp {
         /// Which peer.
         identity: Identity,
@@ -111,8 +111,10 @@ pub enum DisconnectReason {
     Silent,
     /// The connection failed; the text is the system's.
     Failed(String),
-    /// The peer held a publisher with a full log for longer than `publish_stall_max`.
+    /// The peer kept a publisher waiting for longer than [`SlowPolicy::Block`](crate::SlowPolicy::Block) allows.
     Stalled,
+    /// The peer was over its lag limit for longer than [`SlowPolicy::Disconnect`](crate::SlowPolicy::Disconnect) allows.
+    Slow,
     /// A frame longer than `message_bytes_max` was announced.
     FrameTooLong {
         /// What was announced, in bytes.
@@ -152,9 +154,9 @@ pub enum DropCause {
     Stalled,
     /// They were sent to its identity while it was connected, and it was gone when they were to go out.
     PeerGone,
-    /// It was over its lag limit, and they were the oldest that waited.
+    /// It was over its lag limit, and they were the oldest that waited: [`SlowPolicy::DropOldest`](crate::SlowPolicy::DropOldest).
     Oldest,
-    /// It was over its lag limit, and they were the newest.
+    /// It was over its lag limit, and they were the newest: [`SlowPolicy::DropNewest`](crate::SlowPolicy::DropNewest).
     Newest,
     /// They had waited for longer than its lag limit allows.
     TooOld,
@@ -201,7 +203,8 @@ impl fmt::Display for DisconnectReason {
             Self::ClosedByPeer => f.write_str("closed by the peer"),
             Self::Silent => f.write_str("nothing received within the receive timeout"),
             Self::Failed(error) => write!(f, "connection failed: {error}"),
-            Self::Stalled => f.write_str("held the publisher for longer than publish_stall_max"),
+            Self::Stalled => f.write_str("kept the publisher waiting for longer than its policy allows"),
+            Self::Slow => f.write_str("was over its lag limit for longer than its policy allows"),
             Self::FrameTooLong { bytes } => write!(f, "announced a frame of {bytes} bytes, over message_bytes_max"),
             Self::ClosedHere => f.write_str("closed here"),
             Self::DisconnectedHere => f.write_str("disconnected here"),

@@ -44,13 +44,18 @@ struct Directed {
 
 impl Lane {
     pub(super) fn open() -> Lane {
+        Lane::open_at(Cursor::default())
+    }
+
+    /// A lane that begins at `start`, a frame boundary: what is copied into it from there keeps its places.
+    pub(super) fn open_at(start: Cursor) -> Lane {
         let options = LogOptions {
             chunk_bytes: CHUNK_BYTES,
             limit_bytes: usize::MAX / 4,
             share_from_bytes: SHARE_FROM_BYTES,
             ..LogOptions::default()
         };
-        let (appender, mut readers) = log::open(options, 1);
+        let (appender, mut readers) = log::open_at(options, 1, start);
         let mut reader = readers.swap_remove(0);
         let cursor = reader.join();
         Lane {

@@ -17,8 +17,10 @@ use bytes::{Bytes, BytesMut};
 use super::control::Parting;
 use super::lane::Lane;
 use super::late::Replay;
+use super::policy::Flow;
 use super::retain::{Retained, hand_on};
 use super::shared::report;
+use super::slow::{Dropped, Slow};
 use super::{DeliveryGuarantee, DisconnectReason, DropCause, Event, RejectReason, SocketConfig};
 use super::{EndKey, LinkKey, Op, Shard, ShardSocket, SocketId, Timer, token};
 use crate::backend::{Address, Handle, ReadBuf};
@@ -77,16 +79,29 @@ pub(super) enum Reading {
     Filling,
 }
 
+/// What a send takes, besides control frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The socket's log.
+    Log,
+    /// The link's lane.
+    Lane,
+    /// What the link has kept of the socket's log.
+    Kept,
+}
+
 /// The send that the kernel works on.
 pub(super) struct InFlight {
-    /// Bytes of control frames before the log's.
+    /// Bytes of control frames before the rest.
     pub(super) control: usize,
-    /// Whether the rest is of the link's lane, or of the socket's log.
-    pub(super) of_lane: bool,
+    /// Where the rest is from.
+    pub(super) source: Source,
     pub(super) from: Cursor,
     pub(super) to: Cursor,
     /// When it was begun: what it does not hold came later, or did not fit.
     pub(super) since_ns: u64,
+    /// It was asked to end, so that what it has not sent can be skipped.
+    pub(super) cancelled: bool,
 }
 
 /// See the module's documentation.
@@ -112,6 +127,15 @@ pub(super) struct Link {
     pub(super) control: BytesMut,
     /// PUBLISH: how far this link is in the socket's log.
     pub(super) cursor: Cursor,
+    /// PUBLISH: what the link still has to send of the part of the socket's log that it has skipped: goes out before the log goes on.
+    pub(super) kept: Option<Box<Lane>>,
+    /// PUBLISH: what is done when it does not keep up.
+    pub(super) flow: Flow,
+    /// It does not.
+    pub(super) slow: Option<Box<Slow>>,
+    /// When it was last told as slow; 0 if it never was.
+    pub(super) told_slow_ns: u64,
+    pub(super) dropped: Dropped,
     /// What only this link is to send.
     pub(super) lane: Option<Box<Lane>>,
     /// AT_LEAST_ONCE: what it has sent and not seen acknowledged.
@@ -158,6 +182,11 @@ impl Link {
             sending: None,
             control: BytesMut::new(),
             cursor: Cursor::default(),
+            kept: None,
+            flow: Flow::default(),
+            slow: None,
+            told_slow_ns: 0,
+            dropped: Dropped::default(),
             lane: None,
             retained: None,
             queued: None,
@@ -183,6 +212,11 @@ impl Link {
                 account.behind_since_ns.store(since_ns, Ordering::Relaxed);
             }
         }
+    }
+
+    /// How far the peer has got of the socket's log, what was skipped included once it is past it.
+    pub(super) fn reached(&self) -> Cursor {
+        self.kept.as_ref().map_or(self.cursor, |kept| kept.cursor)
     }
 
     pub(super) fn is_live(&self) -> bool {
@@ -235,10 +269,11 @@ impl Shard {
         if let Some(hello) = handshake.poll_transmit() {
             link.sending = Some(InFlight {
                 control: hello.len(),
-                of_lane: false,
+                source: Source::Log,
                 from: link.cursor,
                 to: link.cursor,
                 since_ns: 0,
+                cancelled: false,
             });
             let slices = vec![Bytes::copy_from_slice(&hello)];
             self.backend.send(link.conn, slices, token(Op::LinkSend, key.slot, key.generation));
@@ -332,6 +367,7 @@ impl Shard {
                     Replay::Live => socket.reader.join(),
                     Replay::Oldest => socket.reader.join_oldest(),
                 };
+                link.flow = socket.shared.config.flow();
             }
             Some(hub) => {
                 link.lane = Some(Box::new(Lane::open()));
@@ -470,7 +506,7 @@ impl Shard {
         let (id, identity, origin, heard) = (link.socket, link.identity, link.origin, link.heard);
         let address = link.address.clone();
         let lived_ns = now_ns.saturating_sub(link.live_since_ns);
-        if reason == DisconnectReason::Stalled {
+        if matches!(reason, DisconnectReason::Stalled | DisconnectReason::Slow) {
             link.lost_to = DropCause::Stalled;
         }
         self.unlist(key);
@@ -494,6 +530,7 @@ impl Shard {
 
     /// Takes a link out of what its socket sends to.
     pub(super) fn unlist(&mut self, key: LinkKey) {
+        self.open_gate(key);
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
         let (place, identity) = (link.place, link.identity);
@@ -579,7 +616,11 @@ impl Shard {
 fn give_up(socket: &mut ShardSocket, link: &mut Link, expires_ns: u64) {
     let mut missed = hand_on(socket, link, expires_ns);
     socket.released = true;
+    if let Some((messages, cause)) = link.dropped.take() {
+        report(&socket.shared, Event::Dropped { identity: link.identity, messages, cause });
+    }
     if socket.hub.is_none() {
+        missed += link.kept.as_mut().map_or(0, |kept| kept.queued());
         // What is left for the next peer is not lost.
         let at = link.cursor.frame_start();
         let of_link = link.addressed_until(Cursor::END).messages() - at.messages();

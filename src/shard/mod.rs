@@ -28,9 +28,11 @@ mod listener;
 mod mail;
 mod outbound;
 mod outlet;
+mod policy;
 mod receive;
 mod retain;
 mod shared;
+mod slow;
 mod stats;
 mod tally;
 mod timers;
@@ -54,6 +56,7 @@ pub use event::{DisconnectReason, DropCause, Event, RejectReason};
 pub(crate) use inbound::{Ack, Inbound, Message, Walker};
 pub use late::{Replay, Retention};
 pub(crate) use outlet::Outlet;
+pub use policy::{LagLimit, SlowPolicy};
 pub use shared::SocketId;
 pub(crate) use shared::{Ended, Phase, Port, SocketIds, SocketShared};
 pub use stats::{Drops, Lag, PeerStats, RoundTrips, ShardStats, Stats};
@@ -94,6 +97,8 @@ enum Timer {
     Stall(SocketId, u64),
     Close(SocketId),
     Alarm(EndKey),
+    /// A link that does not keep up.
+    Slow(LinkKey),
     /// A link's unacknowledged messages.
     Resend(LinkKey),
     /// Messages kept for peers that are gone.
@@ -171,8 +176,11 @@ struct ShardSocket {
     released: bool,
     /// Where the next round over the links begins.
     rotation: usize,
-    /// The publisher's wait that a timer is set for.
+    /// The publisher's wait that a timer is set for, and since when this shard knows of it.
     stall_timed: u64,
+    stall_since_ns: u64,
+    /// Where the oldest chunk of the log ended when a publisher was last seen waiting.
+    hold_end: Option<u64>,
     closing: Option<Closing>,
 }
 
@@ -323,7 +331,6 @@ impl Shard {
             Command::DisconnectFrom { socket, target, reply } => self.disconnect_from(socket, &target, reply),
             Command::Disconnect { socket, identity, reply } => self.disconnect(socket, identity, reply),
             Command::Release { socket, shard, dialer, done } => self.release(socket, shard, dialer, &done),
-            Command::Stalled { socket, wait } => self.drop_holders(socket, wait),
             Command::Alarm { after_ns, reply } => self.set_alarm(after_ns, reply),
             Command::Close { socket, linger_ns, reply } => self.close_socket(socket, linger_ns, reply),
             Command::Stop => self.stopping = true,
@@ -409,6 +416,8 @@ impl Shard {
             released: false,
             rotation: 0,
             stall_timed: 0,
+            stall_since_ns: 0,
+            hold_end: None,
             closing: None,
         });
     }
@@ -453,6 +462,7 @@ impl Shard {
                 Timer::Stall(socket, wait) => self.stall_due(socket, wait),
                 Timer::Close(socket) => self.close_due(socket),
                 Timer::Alarm(key) => self.alarm_due(key),
+                Timer::Slow(key) => self.slow_due(key),
                 Timer::Resend(key) => self.resend_due(key),
                 Timer::Parked(socket) => self.parked_due(socket),
             }

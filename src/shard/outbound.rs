@@ -5,9 +5,10 @@
 
 use bytes::Bytes;
 
-use super::link::{InFlight, State};
+use super::link::{InFlight, Source, State};
 use super::retain::KEPT_RANGE_BYTES_MAX;
-use super::{Command, DeliveryGuarantee, DisconnectReason, LinkKey, Op, Shard, SocketId, Timer, token};
+use super::{DeliveryGuarantee, DisconnectReason, LinkKey, Op, Shard, SocketId, token};
+use crate::backend::is_cancelled;
 use crate::log::Cursor;
 use crate::sabotage::{Bug, planted};
 
@@ -35,14 +36,12 @@ impl Shard {
             if !planted(Bug::OthersNotTold) {
                 socket.shared.tell_others(shard);
             }
-            let wait = socket.shared.wait_number();
-            if wait != 0 && wait != socket.stall_timed {
-                socket.stall_timed = wait;
-                let due_ns = self.now_ns.saturating_add(socket.shared.config.publish_stall_ns);
-                self.timers.set(due_ns, Timer::Stall(id, wait));
-            }
         }
         let has_mail = socket.refresh();
+        if socket.shared.wait_number() != 0 || socket.hold_end.is_some() {
+            self.press(id);
+        }
+        let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
         if socket.hub.is_some() {
             self.distribute(id);
         } else {
@@ -81,6 +80,10 @@ impl Shard {
     /// link is to send, as far as it is due; then the socket's log.
     pub(super) fn pump(&mut self, key: LinkKey) {
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        if link.is_live() && link.flow.watched {
+            self.watch(key);
+        }
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
         if link.lane.is_some() {
             link.count_lane(socket.counters());
@@ -91,33 +94,34 @@ impl Shard {
         let mut slices = self.spare.pop().unwrap_or_default();
         let mut control = 0;
         let between = planted(Bug::ControlInside)
-            || link.cursor.is_aligned() && link.lane.as_ref().is_none_or(|lane| lane.cursor.is_aligned());
+            || link.reached().is_aligned() && link.lane.as_ref().is_none_or(|lane| lane.cursor.is_aligned());
         if !link.control.is_empty() && between {
             control = link.control.len();
             slices.push(link.control.split().freeze());
         }
         let room = RANGE_SLICES_MAX - slices.len();
-        let mut of_lane = false;
-        let (mut from, mut to) = (link.cursor, link.cursor);
+        let reached = link.reached();
+        let mut source = if link.kept.is_some() { Source::Kept } else { Source::Log };
+        let (mut from, mut to) = (reached, reached);
         let mut until = link.addressed_until(socket.visible);
         if let Some(lane) = &mut link.lane {
             let held_back = lane.cursor.is_aligned() && link.retained.as_ref().is_some_and(|kept| kept.is_full());
             let due = match lane.next_after() {
                 _ if held_back => None,
                 _ if socket.hub.is_some() => Some(Cursor::END),
-                Some(after) if after.position() > link.cursor.position() && !planted(Bug::OvertakeMail) => {
+                Some(after) if after.position() > reached.position() && !planted(Bug::OvertakeMail) => {
                     if after.position() < until.position() {
                         until = after;
                     }
                     None
                 }
                 // A frame is finished first.
-                _ if !link.cursor.is_aligned() => None,
-                Some(_) => Some(lane.due_end(link.cursor)),
+                _ if !reached.is_aligned() => None,
+                Some(_) => Some(lane.due_end(reached)),
                 None => None,
             };
             if let Some(due) = due {
-                (of_lane, from) = (true, lane.cursor);
+                (source, from) = (Source::Lane, lane.cursor);
                 // What is kept is bounded by count: a send ends with a whole frame, or finishes the one that it is in.
                 let (due, room) = match &link.retained {
                     Some(kept) if from.is_aligned() => (lane.whole_until(due, KEPT_RANGE_BYTES_MAX, kept.room()), room),
@@ -127,8 +131,14 @@ impl Shard {
                 to = lane.reader.gather_until(from, due, RANGE_BYTES_MAX, room, &mut slices);
             }
         }
-        if !of_lane && socket.hub.is_none() {
-            to = socket.reader.gather_until(from, until, RANGE_BYTES_MAX, room, &mut slices);
+        match (source, &mut link.kept) {
+            (Source::Kept, Some(kept)) => {
+                to = kept.reader.gather_until(from, until, RANGE_BYTES_MAX, room, &mut slices);
+            }
+            (Source::Log, _) if socket.hub.is_none() => {
+                to = socket.reader.gather_until(from, until, RANGE_BYTES_MAX, room, &mut slices);
+            }
+            _ => {}
         }
         if slices.is_empty() {
             self.spare.push(slices);
@@ -137,7 +147,7 @@ impl Shard {
         if link.behind_since_ns == 0 {
             link.behind_since(self.now_ns);
         }
-        link.sending = Some(InFlight { control, of_lane, from, to, since_ns: self.now_ns });
+        link.sending = Some(InFlight { control, source, from, to, since_ns: self.now_ns, cancelled: false });
         self.backend.send(link.conn, slices, token(Op::LinkSend, key.slot, key.generation));
     }
 
@@ -156,18 +166,28 @@ impl Shard {
             link.liveness.handle_sent(now_ns);
             link.count(socket.counters(), |tally| &tally.bytes_sent, bytes as u64);
         }
+        let all = error.is_none();
+        let error = error.filter(|error| !(range.cancelled && is_cancelled(error)));
+        if bytes < range.control
+            && let Some(unsent) = slices.first()
+        {
+            // It begins inside a frame, perhaps, but nothing else goes out before it.
+            let later = link.control.split();
+            link.control.extend_from_slice(&unsent[bytes..]);
+            link.control.unsplit(later);
+        }
         if range.to != range.from {
             let of_log = bytes.saturating_sub(range.control);
-            let reader = match &mut link.lane {
-                Some(lane) if range.of_lane => &mut lane.reader,
+            let reader = match (range.source, &mut link.lane, &mut link.kept) {
+                (Source::Lane, Some(lane), _) | (Source::Kept, _, Some(lane)) => &mut lane.reader,
                 _ => &mut socket.reader,
             };
-            let reached = match error {
-                Some(_) if planted(Bug::CursorBehind) => range.from,
-                None if planted(Bug::FrameRestarted) => range.to.frame_start(),
-                None => range.to,
-                Some(_) if planted(Bug::SentTooFar) => range.to,
-                Some(_) => reader.align(range.from, of_log as u64),
+            let reached = match all {
+                false if planted(Bug::CursorBehind) => range.from,
+                true if planted(Bug::FrameRestarted) => range.to.frame_start(),
+                false if planted(Bug::SentTooFar) => range.to,
+                true => range.to,
+                false => reader.align(range.from, of_log as u64),
             };
             let whole = reached.messages() - range.from.messages();
             if link.retained.is_none() {
@@ -176,7 +196,16 @@ impl Shard {
                     closing.deduct(&link.identity, whole, reached.position() - range.from.position());
                 }
             }
-            if range.of_lane
+            if range.source == Source::Kept
+                && let Some(kept) = &mut link.kept
+            {
+                slices.clear();
+                kept.advance(reached);
+                if !kept.has_unsent() {
+                    link.kept = None;
+                }
+                link.count_lane(socket.counters());
+            } else if range.source == Source::Lane
                 && let Some(lane) = &mut link.lane
             {
                 if let Some(retained) = &mut link.retained {
@@ -231,37 +260,6 @@ impl Shard {
         }
         self.pump(key);
         self.check_parting(key);
-    }
-
-    /// A publisher has waited for `publish_stall_max`: whoever is furthest behind has to go.
-    pub(super) fn stall_due(&mut self, id: SocketId, wait: u64) {
-        let Some(socket) = self.socket(id) else { return };
-        socket.stall_timed = 0;
-        if socket.shared.wait_number() != wait {
-            return self.flush(id);
-        }
-        let own = self.index as usize;
-        for (shard, port) in self.ports.clone().iter().enumerate() {
-            if shard != own {
-                self.pass(port.clone(), Command::Stalled { socket: id, wait });
-            }
-        }
-        self.drop_holders(id, wait);
-        self.flush(id);
-    }
-
-    /// Disconnects this shard's links that hold the memory which a publisher waits for.
-    pub(super) fn drop_holders(&mut self, id: SocketId, wait: u64) {
-        let Some(socket) = self.socket(id) else { return };
-        if socket.shared.wait_number() != wait || socket.hub.is_some() {
-            return;
-        }
-        let Some(oldest_end) = socket.shared.log.oldest_end() else { return };
-        for key in socket.links.clone() {
-            if self.link(key).is_some_and(|link| link.cursor.frame() <= oldest_end) {
-                self.die(key, DisconnectReason::Stalled);
-            }
-        }
     }
 
     /// The failure of a connection, unless it is the end that we asked for.

@@ -194,6 +194,8 @@ pub(crate) struct SocketShared {
     send_waits: AtomicU64,
     /// PUBLISH: if messages are kept by age. Held for a moment by a shard.
     pub(super) ages: Option<Mutex<Ages>>,
+    /// Links that keep publishers waiting though the log is not full.
+    gates: AtomicUsize,
     /// Connections on all shards, whatever their state.
     connections: AtomicUsize,
     /// What each shard has of it.
@@ -230,6 +232,7 @@ impl SocketShared {
             room: event_listener::Event::new(),
             blocked: AtomicU64::new(0),
             waits: AtomicU64::new(0),
+            gates: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             shares: ports.iter().map(|_| CachePadded::new(Share::default())).collect(),
             ports,
@@ -352,6 +355,21 @@ impl SocketShared {
     /// The wait that goes on now, 0 if none does.
     pub(crate) fn wait_number(&self) -> u64 {
         self.blocked.load(Ordering::SeqCst)
+    }
+
+    /// A link is so far behind that its policy lets publishers wait.
+    pub(super) fn shut_gate(&self) {
+        self.gates.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn open_gate(&self) {
+        self.gates.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether publishers wait for some link. It may be a moment old: a limit is exceeded by what is sent meanwhile.
+    #[inline]
+    pub(crate) fn is_gated(&self) -> bool {
+        self.gates.load(Ordering::Relaxed) > 0
     }
 
     pub(crate) fn phase(&self) -> Phase {

@@ -238,18 +238,21 @@ impl Link {
         self.set_level(counters, |tally| &tally.passed_bytes, 0);
     }
 
-    /// What is in the lane, and what went out of it and is kept.
+    /// What is in the lane, and what went out of it and is kept for resending; and what was kept of the socket's log.
     pub(super) fn count_lane(&mut self, counters: &Counters) {
-        let Some(lane) = &mut self.lane else { return };
-        let (taken, queued, bytes, unacknowledged) =
-            (lane.taken(), lane.queued(), lane.queued_bytes(), lane.unacknowledged as u64);
-        self.set_level(counters, |tally| &tally.beside, taken);
+        let (mut queued, mut bytes) = self.kept.as_mut().map_or((0, 0), |kept| (kept.queued(), kept.queued_bytes()));
+        if let Some(lane) = &mut self.lane {
+            let (taken, unacknowledged) = (lane.taken(), lane.unacknowledged as u64);
+            queued += lane.queued();
+            bytes += lane.queued_bytes();
+            self.set_level(counters, |tally| &tally.beside, taken);
+            if let Some(retained) = &self.retained {
+                self.set_level(counters, |tally| &tally.pending, retained.len() as u64);
+                self.set_level(counters, |tally| &tally.pending_bytes, unacknowledged);
+            }
+        }
         self.set_level(counters, |tally| &tally.held, queued);
         self.set_level(counters, |tally| &tally.held_bytes, bytes);
-        if let Some(retained) = &self.retained {
-            self.set_level(counters, |tally| &tally.pending, retained.len() as u64);
-            self.set_level(counters, |tally| &tally.pending_bytes, unacknowledged);
-        }
     }
 
     /// Nothing is left of what it had beside the log.
@@ -263,6 +266,12 @@ impl Link {
     pub(super) fn set_suspect(&self, suspect: bool) {
         if let Some(account) = &self.account {
             account.suspect.store(suspect, Relaxed);
+        }
+    }
+
+    pub(super) fn set_slow(&self, slow: bool) {
+        if let Some(account) = &self.account {
+            account.slow.store(slow, Relaxed);
         }
     }
 

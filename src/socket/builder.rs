@@ -7,7 +7,9 @@ use super::{Socket, blocking, inline};
 use crate::backend::SocketOptions;
 use crate::engine::Engine;
 use crate::protocol::Identity;
-use crate::shard::{AckMode, DeliveryGuarantee, KIB, MIB, Replay, Retention, SendMode, SocketConfig, nanos};
+use crate::shard::{
+    AckMode, DeliveryGuarantee, KIB, LagLimit, MIB, Replay, Retention, SendMode, SlowPolicy, SocketConfig, nanos,
+};
 
 /// Settings of a socket, to begin with the defaults.
 ///
@@ -121,10 +123,10 @@ impl SocketBuilder {
         self
     }
 
-    /// Under PUBLISH: how long a peer may hold a publisher whose log is full (default 1 s). Then it is disconnected, what it misses
-    /// is counted and told, and all others go on.
-    pub fn publish_stall_max(mut self, bound: Duration) -> Self {
-        self.config.publish_stall_ns = nanos(bound);
+    /// Under PUBLISH: what is done about a peer that does not keep up (default: the publisher waits for it for one second at most, then it
+    /// is disconnected).
+    pub fn slow_policy(mut self, policy: SlowPolicy) -> Self {
+        self.config.slow_policy = policy;
         self
     }
 
@@ -139,6 +141,18 @@ impl SocketBuilder {
     pub fn retain(mut self, retention: Retention) -> Self {
         self.config.retention = retention;
         self
+    }
+
+    /// Under PUBLISH: how far a peer may be behind before the [`slow_policy`](Self::slow_policy) applies.
+    pub fn lag_limit(mut self, limit: LagLimit) -> Self {
+        self.config.lag_limit = limit;
+        self
+    }
+
+    /// Short for [`slow_policy`](Self::slow_policy) with [`SlowPolicy::Block`] for `bound`: then whoever held the publisher is disconnected,
+    /// what it misses is counted and told, and all others go on.
+    pub fn publish_stall_max(self, bound: Duration) -> Self {
+        self.slow_policy(SlowPolicy::Block { max_wait: bound })
     }
 
     /// The delay before a connecting end tries again (default 100 ms), doubling up to a maximum (default 3 s), with jitter.
@@ -226,6 +240,12 @@ impl SocketBuilder {
         }
         if config.replay == Replay::Oldest && config.retention.is_nothing() {
             return limit("replay", "from the oldest message needs something to be kept: say how much with retain");
+        }
+        if config.send_mode == SendMode::RoundRobin && config.flow().watched {
+            return limit(
+                "slow_policy",
+                "is for PUBLISH: under ROUNDROBIN a peer that is slow gets less, and the others more",
+            );
         }
         if config.resend_ns == 0 || config.attempts_max == 0 {
             return limit("resend", "needs a delay and a number of attempts above zero");

@@ -33,6 +33,9 @@ pub(super) fn offer<'a>(
     payload: Payload<'a>,
 ) -> Result<(), TrySendError<'a>> {
     check_length(shared, &payload)?;
+    if shared.is_gated() {
+        return Err(TrySendError::Full(payload));
+    }
     match payload {
         Payload::Borrowed(bytes) => outlet.put(bytes).map_err(|Full| TrySendError::Full(Payload::Borrowed(bytes))),
         Payload::Owned(bytes) => {

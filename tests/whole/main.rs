@@ -114,3 +114,4 @@ mod late;
 mod least_once;
 mod publish;
 mod reconnect;
+mod slow;

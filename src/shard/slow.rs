@@ -1,0 +1,318 @@
+//! Peers that do not keep up with a publisher. A link over its limits (see [`Flow`]), or one that holds the memory which a publisher
+//! waits for, is **slow**, and its policy decides what becomes of what it has not sent.
+//!
+//! ```text
+//!    sent | in flight | not taken by a send yet        tail
+//!    -----|----|------|--------------------------------|
+//!         cursor      policies act from the end of the frame that the kernel has begun
+//! ```
+//!
+//! A cursor that is left behind pins the log, and a send in flight pins the blocks that its slices lie in. So a skip takes both away:
+//! the send is cancelled (the backend says how much of it went), the rest of a frame that is partly out is copied into a log of the
+//! link's own, **kept**, whose places are those of the socket's log, and the cursor moves on. What is kept goes out before
+//! anything else of the log. A stalled peer then pins nothing but that.
+//!
+//! Invariants: a frame that has begun is finished; what is skipped is counted when it is skipped; a skip never passes what
+//! the link has not seen (`visible`); nothing here is done per message, and nothing at all for links that are not watched.
+
+use super::lane::Lane;
+use super::link::{Link, Source};
+use super::shared::report;
+use super::{DisconnectReason, DropCause, Event, LinkKey, Op, Shard, ShardSocket, SlowPolicy, SocketId, Timer, token};
+use crate::shard::config::nanos;
+
+/// What a link dropped is told at most so often.
+const TELL_NS: u64 = 100_000_000;
+/// A link is told as slow at most so often.
+const TELL_SLOW_NS: u64 = 1_000_000_000;
+
+/// What there is to know of a link that is slow.
+pub(super) struct Slow {
+    since_ns: u64,
+    /// It was told.
+    told: bool,
+    /// It keeps publishers waiting before the log is full.
+    pub(super) gates: bool,
+}
+
+/// What a link has dropped.
+#[derive(Default)]
+pub(super) struct Dropped {
+    /// Not told yet, and why they were dropped.
+    untold: u64,
+    cause: Option<DropCause>,
+    told_ns: u64,
+    timed: bool,
+}
+
+impl Dropped {
+    /// Messages not told yet, and their cause.
+    pub(super) fn take(&mut self) -> Option<(u64, DropCause)> {
+        let cause = self.cause.take()?;
+        Some((std::mem::take(&mut self.untold), cause))
+    }
+}
+
+impl Link {
+    /// Whether it holds the oldest chunk of a log in which a publisher waits for room.
+    fn is_holding(&self, socket: &ShardSocket) -> bool {
+        socket.hold_end.is_some_and(|end| self.cursor.frame() <= end) && socket.shared.wait_number() != 0
+    }
+
+    fn is_over(&self, socket: &ShardSocket) -> bool {
+        let tail = self.addressed_until(socket.visible);
+        let bytes = tail.position().saturating_sub(self.cursor.position());
+        let messages = tail.messages().saturating_sub(self.cursor.messages());
+        messages > 1 && (bytes > self.flow.bytes || messages > self.flow.messages)
+    }
+
+    /// Far enough below its limits not to be slow any more.
+    fn has_caught_up(&self, socket: &ShardSocket) -> bool {
+        let tail = self.addressed_until(socket.visible);
+        let bytes = tail.position().saturating_sub(self.cursor.position());
+        let messages = tail.messages().saturating_sub(self.cursor.messages());
+        self.kept.is_none() && bytes <= self.flow.bytes / 4 && messages <= self.flow.messages / 4
+    }
+}
+
+impl Shard {
+    /// Looks whether a link is within its limits, and acts by its policy if it is not.
+    pub(super) fn watch(&mut self, key: LinkKey) {
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
+        if socket.hub.is_some() {
+            return;
+        }
+        if !link.is_over(socket) && !link.is_holding(socket) {
+            let follows = matches!(link.flow.policy, SlowPolicy::DropNewest) && link.kept.is_some();
+            if link.slow.is_none() || (!follows && !link.has_caught_up(socket)) {
+                return;
+            }
+            if !follows {
+                return self.caught_up(key);
+            }
+        }
+        if link.slow.is_none() {
+            self.fell_behind(key);
+        }
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
+        match link.flow.policy {
+            SlowPolicy::Block { .. } => {
+                let over = link.is_over(socket);
+                if let Some(slow) = link.slow.as_mut().filter(|slow| over && !slow.gates) {
+                    slow.gates = true;
+                    socket.shared.shut_gate();
+                }
+            }
+            SlowPolicy::Disconnect { .. } => {}
+            SlowPolicy::DropOldest | SlowPolicy::DropNewest => match &mut link.sending {
+                // What a send has taken comes back first, as far as it has not gone out.
+                Some(sending) if sending.source == Source::Log && sending.to != sending.from => {
+                    if !std::mem::replace(&mut sending.cancelled, true) {
+                        self.backend.cancel(token(Op::LinkSend, key.slot, key.generation));
+                    }
+                }
+                _ => self.skip(key),
+            },
+        }
+    }
+
+    /// Moves a link on in the log, past what its policy gives up. No part of the log is in flight.
+    fn skip(&mut self, key: LinkKey) {
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
+        let (from, tail, flow) = (link.cursor, link.addressed_until(socket.visible), link.flow);
+        let start = from.frame_start();
+        let newest = flow.policy == SlowPolicy::DropNewest;
+        let target = if newest {
+            tail
+        } else {
+            let freed = socket.hold_end.filter(|_| link.is_holding(socket)).unwrap_or(0).min(tail.position());
+            let position = tail.position().saturating_sub(flow.bytes / 2).max(freed);
+            let messages = tail.messages().saturating_sub((flow.messages / 2).max(1));
+            let target = socket.reader.boundary(start, position, messages);
+            // The newest message stays whatever its size.
+            if target != tail { target } else { socket.reader.boundary(start, 0, tail.messages().saturating_sub(1)) }
+        };
+        if target.position() <= from.position() {
+            return;
+        }
+        let mut resume = start;
+        let keeps = newest && link.kept.is_none();
+        if keeps || !from.is_aligned() {
+            let mut kept = Box::new(Lane::open_at(start));
+            let (mut bytes, mut messages) = (0, 0);
+            resume = socket.reader.frames(start, |frame| {
+                bytes += frame.len() as u64;
+                messages += 1;
+                let begun = messages == 1;
+                let within = keeps && bytes <= flow.bytes && messages <= flow.messages;
+                let takes = (begun || within) && start.position() + bytes <= tail.position();
+                if takes {
+                    kept.take(frame);
+                }
+                takes
+            });
+            kept.cursor = kept.reader.align(kept.cursor, from.position() - start.position());
+            link.kept = Some(kept);
+        }
+        socket.released |= socket.reader.advance(from, target);
+        link.cursor = target;
+        let messages = target.messages() - resume.messages();
+        let id = link.socket;
+        let cause = if newest { DropCause::Newest } else { DropCause::Oldest };
+        link.count_cursor(socket.counters());
+        link.count_lane(socket.counters());
+        link.count(socket.counters(), |tally| tally.dropped(cause), messages);
+        if messages > 0 {
+            self.dropped(key, messages, cause);
+        }
+        self.touch(id);
+    }
+
+    /// Tells what a link has dropped, in sums.
+    fn dropped(&mut self, key: LinkKey, messages: u64, cause: DropCause) {
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let dropped = &mut link.dropped;
+        if dropped.cause.is_some_and(|other| other != cause) {
+            self.tell_dropped(key);
+        }
+        let now_ns = self.now_ns;
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let dropped = &mut link.dropped;
+        dropped.untold += messages;
+        dropped.cause = Some(cause);
+        let due_ns = dropped.told_ns.saturating_add(TELL_NS);
+        if dropped.told_ns == 0 || due_ns <= now_ns {
+            self.tell_dropped(key);
+        } else if !std::mem::replace(&mut dropped.timed, true) {
+            self.timers.set(due_ns, Timer::Slow(key));
+        }
+    }
+
+    fn tell_dropped(&mut self, key: LinkKey) {
+        let now_ns = self.now_ns;
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let Some((messages, cause)) = link.dropped.take() else { return };
+        link.dropped.told_ns = now_ns;
+        let (id, identity) = (link.socket, link.identity);
+        if let Some(socket) = self.socket(id) {
+            report(&socket.shared, Event::Dropped { identity, messages, cause });
+        }
+    }
+
+    fn fell_behind(&mut self, key: LinkKey) {
+        let now_ns = self.now_ns;
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let told = link.told_slow_ns == 0 || link.told_slow_ns.saturating_add(TELL_SLOW_NS) <= now_ns;
+        link.slow = Some(Box::new(Slow { since_ns: now_ns, told, gates: false }));
+        let (id, identity, policy) = (link.socket, link.identity, link.flow.policy);
+        link.set_slow(true);
+        let tail = self.sockets.get(id.index()).and_then(Option::as_ref).map(|socket| socket.visible);
+        let lag = link.account.as_ref().zip(tail).map(|(account, tail)| account.lag(tail, now_ns));
+        if told {
+            link.told_slow_ns = now_ns;
+            if let (Some(socket), Some(lag)) = (self.socket(id), lag) {
+                report(&socket.shared, Event::Slow { identity, lag });
+            }
+        }
+        self.time_slow(key, policy);
+    }
+
+    /// Sets the timer that a policy asks for.
+    fn time_slow(&mut self, key: LinkKey, policy: SlowPolicy) {
+        if let SlowPolicy::Disconnect { after } = policy {
+            self.timers.set(self.now_ns.saturating_add(nanos(after)), Timer::Slow(key));
+        }
+    }
+
+    fn caught_up(&mut self, key: LinkKey) {
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let told = link.slow.as_ref().is_some_and(|slow| slow.told);
+        let (id, identity) = (link.socket, link.identity);
+        self.open_gate(key);
+        if told && let Some(socket) = self.socket(id) {
+            report(&socket.shared, Event::CaughtUp { identity });
+        }
+    }
+
+    /// The link keeps publishers waiting no more.
+    pub(super) fn open_gate(&mut self, key: LinkKey) {
+        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let Some(slow) = link.slow.take() else { return };
+        link.set_slow(false);
+        let id = link.socket;
+        if slow.gates
+            && let Some(socket) = self.socket(id)
+        {
+            socket.shared.open_gate();
+            socket.released = true;
+            self.touch(id);
+        }
+    }
+
+    /// A slow link's timer.
+    pub(super) fn slow_due(&mut self, key: LinkKey) {
+        let now_ns = self.now_ns;
+        let Some(link) = self.link(key).filter(|link| link.is_live()) else { return };
+        if std::mem::take(&mut link.dropped.timed) {
+            self.tell_dropped(key);
+        }
+        let Some(link) = self.link(key) else { return };
+        if let (Some(slow), SlowPolicy::Disconnect { after }) = (&link.slow, link.flow.policy)
+            && slow.since_ns.saturating_add(nanos(after)) <= now_ns
+        {
+            self.die(key, DisconnectReason::Slow);
+        }
+    }
+
+    /// A publisher waits: links that would rather drop than hold it up let go, and the others' time begins.
+    pub(super) fn press(&mut self, id: SocketId) {
+        let now_ns = self.now_ns;
+        let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
+        let wait = socket.shared.wait_number();
+        socket.hold_end = if wait == 0 { None } else { socket.shared.log.oldest_end() };
+        if wait == 0 || wait == socket.stall_timed || socket.hub.is_some() {
+            return;
+        }
+        let patience_ns = self.patience_ns(id, 0);
+        if let (Some(socket), true) = (self.socket(id), patience_ns < u64::MAX) {
+            (socket.stall_timed, socket.stall_since_ns) = (wait, now_ns);
+            self.timers.set(now_ns.saturating_add(patience_ns), Timer::Stall(id, wait));
+        }
+    }
+
+    /// The shortest time, above `beyond_ns`, for which a link of the socket may hold up a publisher; `u64::MAX` if there is none.
+    fn patience_ns(&self, id: SocketId, beyond_ns: u64) -> u64 {
+        let Some(socket) = self.sockets.get(id.index()).and_then(Option::as_ref) else { return u64::MAX };
+        let of = |key: &LinkKey| self.links.get(key.slot as usize)?.flow.max_wait_ns();
+        socket.links.iter().filter_map(of).filter(|&wait_ns| wait_ns > beyond_ns).min().unwrap_or(u64::MAX)
+    }
+
+    /// A publisher has waited for as long as some link's policy allows: whoever is in its way for longer has to go.
+    pub(super) fn stall_due(&mut self, id: SocketId, wait: u64) {
+        let now_ns = self.now_ns;
+        let Some(socket) = self.socket(id) else { return };
+        if socket.shared.wait_number() != wait || socket.stall_timed != wait || socket.hub.is_some() {
+            return self.flush(id);
+        }
+        let waited_ns = now_ns.saturating_sub(socket.stall_since_ns);
+        let gated = socket.shared.is_gated();
+        let oldest_end = socket.shared.log.oldest_end();
+        for key in socket.links.clone() {
+            let Some(link) = self.link(key) else { continue };
+            let in_the_way = match gated {
+                true => link.slow.as_ref().is_some_and(|slow| slow.gates),
+                false => oldest_end.is_some_and(|end| link.cursor.frame() <= end),
+            };
+            if in_the_way && link.flow.max_wait_ns().is_some_and(|max_ns| max_ns <= waited_ns) {
+                self.die(key, DisconnectReason::Stalled);
+            }
+        }
+        // Somebody with more patience may be in the way then, or somebody new.
+        let next_ns = self.patience_ns(id, waited_ns).saturating_sub(waited_ns).min(self.patience_ns(id, 0));
+        self.timers.set(now_ns.saturating_add(next_ns), Timer::Stall(id, wait));
+        self.flush(id);
+    }
+}
