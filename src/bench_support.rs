@@ -11,7 +11,6 @@ use std::task::Waker;
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use event_listener::Listener;
 
 use crate::backend::{self, Address, Backend, BackendOptions, Choice, Lease, Outcome, SocketOptions, Token};
 use crate::log::{self, Appender, Cursor, LogOptions, Reader};

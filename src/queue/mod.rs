@@ -1,5 +1,5 @@
-//! Lock-free paths between threads: application to shard ([`command`]), shard to application ([`receive`]), and the
-//! [`doorbell`] that wakes a sleeping shard.
+//! Lock-free paths between threads: application to shard ([`command`]), shard to application ([`receive`]), the
+//! [`doorbell`] that wakes a sleeping shard, and the [`waiters`] of the application.
 //!
 //! Everything here is bounded: a full queue gives the item back, and the caller turns that into backpressure. The
 //! queues themselves are crossbeam's; what is ours is the accounting around them and the two handshakes that must not
@@ -9,12 +9,14 @@
 //! other.
 //!
 //! Called by `socket` (producer of commands, consumer of what was received), `shard` (the opposite ends) and `engine`.
-//! Nothing here blocks, allocates after construction, or knows what travels through it.
+//! Only [`waiters`] block. Nothing here knows what travels through it, and queues do not allocate after construction.
 
 pub(crate) mod command;
 pub(crate) mod doorbell;
 pub(crate) mod receive;
+pub(crate) mod waiters;
 
 pub(crate) use command::Commands;
 pub(crate) use doorbell::Doorbell;
 pub(crate) use receive::ReceiveQueue;
+pub(crate) use waiters::{Listener, Waiters};

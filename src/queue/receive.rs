@@ -22,10 +22,10 @@ use std::sync::atomic::Ordering;
 #[cfg(not(loom))]
 use std::sync::atomic::{AtomicBool, AtomicIsize, fence};
 
+use super::{Listener, Waiters};
 use crate::sabotage::{Bug, planted};
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
-use event_listener::{Event, EventListener};
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicBool, AtomicIsize, fence};
 
@@ -41,7 +41,7 @@ pub(crate) struct ReceiveQueue<E> {
     starved: AtomicBool,
     /// No more pushes; what is in can still be taken.
     closed: AtomicBool,
-    arrived: Event,
+    arrived: Waiters,
 }
 
 impl<E> ReceiveQueue<E> {
@@ -53,7 +53,7 @@ impl<E> ReceiveQueue<E> {
             limit_bytes: isize::try_from(limit_bytes).unwrap_or(isize::MAX).max(1),
             starved: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            arrived: Event::new(),
+            arrived: Waiters::new(),
         }
     }
 
@@ -94,7 +94,7 @@ impl<E> ReceiveQueue<E> {
     }
 
     /// A listener for the next arrival or the close. Look at the queue again after making it, and only then wait.
-    pub(crate) fn listen(&self) -> EventListener {
+    pub(crate) fn listen(&self) -> Listener {
         self.arrived.listen()
     }
 
@@ -142,8 +142,6 @@ mod tests {
     use std::sync::Arc;
     use std::thread;
     use std::time::Duration;
-
-    use event_listener::Listener;
 
     use super::*;
 
@@ -243,7 +241,7 @@ mod tests {
             let Some(bytes) = queue.pop() else {
                 let listener = queue.listen();
                 if queue.is_empty() {
-                    assert!(listener.wait_timeout(Duration::from_secs(10)).is_some(), "a wake-up was lost");
+                    assert!(listener.wait_timeout(Duration::from_secs(10)), "a wake-up was lost");
                 }
                 continue;
             };

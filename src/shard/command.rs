@@ -2,11 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use event_listener::{Event, EventListener};
-
 use crate::backend::{Address, SocketOptions};
 use crate::log;
 use crate::protocol::Identity;
+use crate::queue::{Listener, Waiters};
 use crate::shard::EndKey;
 use crate::shard::SocketShared;
 use crate::shard::adopt::Moving;
@@ -66,7 +65,7 @@ pub(crate) struct Reply<T>(Arc<Slot<T>>);
 
 struct Slot<T> {
     value: Mutex<Option<T>>,
-    filled: Event,
+    filled: Waiters,
 }
 
 impl<T> Clone for Reply<T> {
@@ -77,7 +76,7 @@ impl<T> Clone for Reply<T> {
 
 impl<T> Reply<T> {
     pub(crate) fn new() -> Reply<T> {
-        Reply(Arc::new(Slot { value: Mutex::new(None), filled: Event::new() }))
+        Reply(Arc::new(Slot { value: Mutex::new(None), filled: Waiters::new() }))
     }
 
     pub(crate) fn answer(&self, value: T) {
@@ -89,7 +88,7 @@ impl<T> Reply<T> {
         self.0.value.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub(crate) fn listen(&self) -> EventListener {
+    pub(crate) fn listen(&self) -> Listener {
         self.0.filled.listen()
     }
 }

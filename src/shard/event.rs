@@ -261,7 +261,7 @@ pub(crate) struct EventQueue {
     /// All that were missed so far.
     missed_total: AtomicU64,
     /// Notified when an event arrives and when the socket ends.
-    pub(crate) arrived: event_listener::Event,
+    pub(crate) arrived: crate::queue::Waiters,
 }
 
 impl EventQueue {
@@ -271,7 +271,7 @@ impl EventQueue {
             events_max: events_max.max(1),
             missed: AtomicU64::new(0),
             missed_total: AtomicU64::new(0),
-            arrived: event_listener::Event::new(),
+            arrived: crate::queue::Waiters::new(),
         }
     }
 

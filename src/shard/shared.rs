@@ -15,7 +15,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::log;
 use crate::protocol::{IdHash, Identity, MsgId};
-use crate::queue::{Commands, Doorbell, ReceiveQueue};
+use crate::queue::{Commands, Doorbell, ReceiveQueue, Waiters};
 use crate::sabotage::{Bug, planted};
 use crate::shard::LinkKey;
 use crate::shard::command::Command;
@@ -187,7 +187,7 @@ pub(crate) struct SocketShared {
     /// The shard where its hub lives.
     home: usize,
     /// Notified when there is room in the log again, and when the socket ends.
-    pub(crate) room: event_listener::Event,
+    pub(crate) room: Waiters,
     /// 0, or the number of the wait that began when a sender found the log full.
     blocked: AtomicU64,
     waits: AtomicU64,
@@ -202,7 +202,7 @@ pub(crate) struct SocketShared {
     shares: Box<[CachePadded<Share>]>,
     phase: AtomicU8,
     /// Notified when the phase changes.
-    pub(crate) ended: event_listener::Event,
+    pub(crate) ended: Waiters,
 }
 
 impl SocketShared {
@@ -229,7 +229,7 @@ impl SocketShared {
             ages: Ages::new(&config.retention).map(Mutex::new),
             log,
             config,
-            room: event_listener::Event::new(),
+            room: Waiters::new(),
             blocked: AtomicU64::new(0),
             waits: AtomicU64::new(0),
             gates: AtomicUsize::new(0),
@@ -237,7 +237,7 @@ impl SocketShared {
             shares: ports.iter().map(|_| CachePadded::new(Share::default())).collect(),
             ports,
             phase: AtomicU8::new(Phase::Open as u8),
-            ended: event_listener::Event::new(),
+            ended: Waiters::new(),
         }
     }
 
@@ -527,7 +527,7 @@ pub(crate) struct Peers {
     directory: Mutex<Directory>,
     count: AtomicUsize,
     /// Notified when a peer comes or goes, and when the socket ends.
-    pub(crate) changed: event_listener::Event,
+    pub(crate) changed: Waiters,
 }
 
 #[derive(Default)]

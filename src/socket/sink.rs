@@ -5,10 +5,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use event_listener::EventListener;
 use futures_sink::Sink;
 
 use super::{Payload, SendError, Socket, TrySendError};
+use crate::queue::Listener;
 
 /// A `Sink` of messages for whoever the socket's send mode says. See [`Socket::sink`].
 ///
@@ -17,7 +17,7 @@ use super::{Payload, SendError, Socket, TrySendError};
 pub struct MessageSink<'a> {
     socket: &'a Socket,
     waiting: Option<Bytes>,
-    listener: Option<EventListener>,
+    listener: Option<Listener>,
 }
 
 impl<'a> MessageSink<'a> {

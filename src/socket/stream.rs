@@ -5,17 +5,17 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use event_listener::EventListener;
 use futures_core::Stream;
 
 use super::{Socket, TryRecvError};
 use crate::protocol::Identity;
+use crate::queue::Listener;
 use crate::shard::{Event, Phase};
 
 /// Stream of a socket's messages; ends when the socket is closed. See [`Socket::messages`].
 pub struct Messages<'a> {
     socket: &'a Socket,
-    listener: Option<EventListener>,
+    listener: Option<Listener>,
 }
 
 impl<'a> Messages<'a> {
@@ -36,7 +36,7 @@ impl Stream for Messages<'_> {
 /// Stream of a socket's messages with who sent them. See [`Socket::identity_messages`].
 pub struct IdentityMessages<'a> {
     socket: &'a Socket,
-    listener: Option<EventListener>,
+    listener: Option<Listener>,
 }
 
 impl<'a> IdentityMessages<'a> {
@@ -56,7 +56,7 @@ impl Stream for IdentityMessages<'_> {
 
 fn poll_next<T>(
     socket: &Socket,
-    listener: &mut Option<EventListener>,
+    listener: &mut Option<Listener>,
     cx: &mut Context<'_>,
     take: impl Fn(&Socket) -> Result<T, TryRecvError>,
 ) -> Poll<Option<T>> {
@@ -82,7 +82,7 @@ fn poll_next<T>(
 /// Stream of a socket's events; ends when the socket is closed. See [`Socket::events`].
 pub struct Events<'a> {
     socket: &'a Socket,
-    listener: Option<EventListener>,
+    listener: Option<Listener>,
 }
 
 impl<'a> Events<'a> {

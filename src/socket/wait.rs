@@ -7,14 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Instant;
 
-use event_listener::{Event, EventListener, Listener};
-
+use crate::queue::{Listener, Waiters};
 use crate::shard::{Phase, Reply, SocketShared};
 
 /// A sender that waits for room in the log.
 pub(super) struct Room<'a> {
     shared: &'a SocketShared,
-    listener: Option<EventListener>,
+    listener: Option<Listener>,
 }
 
 impl<'a> Room<'a> {
@@ -46,7 +45,7 @@ impl Drop for Room<'_> {
 /// A receiver that waits for a message.
 pub(super) struct Arrival<'a> {
     waiting: &'a AtomicUsize,
-    listener: Option<EventListener>,
+    listener: Option<Listener>,
 }
 
 impl<'a> Arrival<'a> {
@@ -74,18 +73,18 @@ impl Drop for Arrival<'_> {
 }
 
 /// Blocks the thread; false if the deadline passed first.
-pub(super) fn block(listener: EventListener, deadline: Option<Instant>) -> bool {
+pub(super) fn block(listener: Listener, deadline: Option<Instant>) -> bool {
     match deadline {
         None => {
             listener.wait();
             true
         }
-        Some(deadline) => listener.wait_deadline(deadline).is_some(),
+        Some(deadline) => listener.wait_deadline(deadline),
     }
 }
 
 /// An engine's answer; `None` if the socket ended before it came.
-pub(super) async fn answer<T>(reply: &Reply<T>, ended: &Event) -> Option<T> {
+pub(super) async fn answer<T>(reply: &Reply<T>, ended: &Waiters) -> Option<T> {
     let mut last = false;
     loop {
         let (filled, end) = (reply.listen(), ended.listen());
@@ -137,7 +136,7 @@ pub(super) fn answer_blocking<T>(reply: &Reply<T>, shared: &SocketShared) -> Opt
 }
 
 /// Waits for one of two; true if it was the second.
-pub(super) async fn either(mut first: EventListener, mut second: EventListener) -> bool {
+pub(super) async fn either(mut first: Listener, mut second: Listener) -> bool {
     std::future::poll_fn(|cx| {
         if Pin::new(&mut first).poll(cx).is_ready() {
             return Poll::Ready(false);
