@@ -104,6 +104,7 @@ macro_rules! row_tests {
     };
 }
 
+mod accounts;
 mod at_once;
 mod bad_input;
 mod bounds;
