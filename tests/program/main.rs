@@ -8,6 +8,7 @@ mod common;
 mod codes;
 #[cfg(target_os = "linux")]
 mod doctor;
+mod measured;
 mod pages;
 mod passing;
 mod pipes;

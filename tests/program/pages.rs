@@ -2,7 +2,7 @@
 
 use super::process::{folder, run};
 
-const COMMANDS: [&str; 8] = ["demo", "pub", "sub", "echo", "relay", "doctor", "completions", "man"];
+const COMMANDS: [&str; 9] = ["demo", "pub", "sub", "echo", "relay", "bench", "doctor", "completions", "man"];
 
 #[test]
 fn every_command_has_help_that_fits_a_terminal() {

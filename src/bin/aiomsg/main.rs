@@ -1,6 +1,7 @@
 //! The program `aiomsg`: one subcommand per job, each in a module of its own. This file parses the command line, turns
 //! an error into one line on standard error, and hands the command's [`Exit`] to the shell.
 
+mod bench;
 mod connection;
 mod demo;
 mod doctor;
@@ -50,6 +51,8 @@ enum Command {
     Echo(echo::Options),
     /// Pass messages from one socket to another
     Relay(relay::Options),
+    /// Measure messages a second and how long one takes, on this machine or to another
+    Bench(bench::Options),
     /// Say what of this machine is fine for the engine, what costs something, and what to type
     Doctor(doctor::Options),
     /// Print the completions of a shell
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Sub(options) => subscribe::run(options),
         Command::Echo(options) => echo::run(options),
         Command::Relay(options) => relay::run(options),
+        Command::Bench(options) => bench::run(options),
         Command::Doctor(options) => doctor::run(options),
         Command::Completions(options) => pages::completions(options, Arguments::command()),
         Command::Man(options) => pages::man(options, Arguments::command()),
