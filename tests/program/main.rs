@@ -13,3 +13,4 @@ mod pages;
 mod passing;
 mod pipes;
 mod process;
+mod watched;

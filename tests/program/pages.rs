@@ -2,7 +2,7 @@
 
 use super::process::{folder, run};
 
-const COMMANDS: [&str; 9] = ["demo", "pub", "sub", "echo", "relay", "bench", "doctor", "completions", "man"];
+const COMMANDS: [&str; 10] = ["demo", "pub", "sub", "echo", "relay", "bench", "top", "doctor", "completions", "man"];
 
 #[test]
 fn every_command_has_help_that_fits_a_terminal() {

@@ -5,13 +5,15 @@
 use std::time::{Duration, Instant};
 
 use aiomsg_uring::{
-    DeliveryGuarantee, DisconnectReason, Endpoint, Engine, Event, Identity, SendMode, Socket, SocketBuilder, blocking,
+    DeliveryGuarantee, DisconnectReason, Endpoint, Engine, Event, Identity, Metrics, SendMode, Socket, SocketBuilder,
+    blocking,
 };
 use anyhow::{Context, Result};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::endpoint::BackendChoice;
+use crate::metrics::{self, At};
 use crate::terminal::note;
 
 /// How long a subscriber may hold a publisher, whose log is full, before it is disconnected: people pause `less` for
@@ -39,6 +41,9 @@ pub(crate) struct Common {
     /// What the socket stands on; auto takes io_uring where it works
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub(crate) backend: BackendChoice,
+    /// Serve the counters as Prometheus text at unix:PATH or HOST:PORT, for `aiomsg top`, Prometheus and curl
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<At>,
     /// Say nothing on standard error but errors
     #[arg(long, short, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
@@ -69,6 +74,19 @@ impl Common {
     /// The engine that the options ask for.
     pub(crate) fn engine(&self) -> Result<Engine> {
         Ok(Engine::builder().backend(self.backend.into()).build()?)
+    }
+
+    /// Serves the counters of these sockets, if that is asked for.
+    pub(crate) fn serve_metrics(&self, engine: &Engine, sockets: &[(&'static str, &blocking::Socket)]) -> Result<()> {
+        let Some(at) = &self.metrics else { return Ok(()) };
+        let (engine, sockets) = (engine.clone(), sockets.iter().map(|(name, socket)| (*name, (*socket).clone())));
+        let sockets: Vec<_> = sockets.collect();
+        metrics::serve(at, self.quiet, move || {
+            let all = sockets
+                .iter()
+                .fold(Metrics::new(), |all, (name, socket)| all.socket(*name, socket.stats(), socket.peer_stats()));
+            all.shards(engine.stats()).to_string()
+        })
     }
 
     /// A socket at all its places, its events told.

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::connection::Places;
 use crate::endpoint::{BackendChoice, Endpoint, EngineKind};
 use crate::exit::Exit;
+use crate::metrics::{At, Board};
 use crate::terminal::{grouped, note};
 use crate::work::{is_interrupted, on_interrupt};
 
@@ -32,6 +33,9 @@ pub(crate) struct Options {
     /// What the socket stands on; auto takes io_uring where it works
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     backend: BackendChoice,
+    /// Serve the counters as Prometheus text at unix:PATH or HOST:PORT, for `aiomsg top`, Prometheus and curl
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<At>,
     /// End with a JSON object on standard error
     #[arg(long)]
     json: bool,
@@ -53,11 +57,18 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     for place in &options.places.connect {
         endpoint.connect(place.clone())?;
     }
+    let mut board = match &options.metrics {
+        Some(at) => Some(Board::open(at, options.quiet, &endpoint.metrics("echo"))?),
+        None => None,
+    };
     let started = Instant::now();
     let mut counts = Counts::default();
     let count_max = options.count.unwrap_or(u64::MAX);
     while counts.received < count_max && !is_interrupted() {
         answer(&mut endpoint, &mut counts, count_max)?;
+        if let Some(board) = &mut board {
+            board.put(|| endpoint.metrics("echo"));
+        }
     }
     counts.lost += endpoint.close();
     if options.json {

@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use aiomsg_uring::{
-    Address, Backend, Batch, Endpoint as Place, Engine, EngineInfo, Identity, Payload, SendError, SocketBuilder,
-    SocketId, TryRecvError, blocking, inline,
+    Address, Backend, Batch, Endpoint as Place, Engine, EngineInfo, Identity, Metrics, Payload, SendError,
+    SocketBuilder, SocketId, TryRecvError, blocking, inline,
 };
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -178,6 +178,18 @@ impl Endpoint {
         match self {
             Self::Inline { socket, .. } => socket.send_to(identity, message),
             Self::Sharded { socket, .. } => socket.send_to(identity, message),
+        }
+    }
+
+    /// The counters of the socket, under this name, and of its engine.
+    pub(crate) fn metrics(&self, name: &str) -> Metrics {
+        match self {
+            Self::Inline { socket, engine, .. } => {
+                Metrics::new().socket(name, socket.stats(), socket.peer_stats()).shards([engine.stats()])
+            }
+            Self::Sharded { socket, engine } => {
+                Metrics::new().socket(name, socket.stats(), socket.peer_stats()).shards(engine.stats())
+            }
         }
     }
 

@@ -9,11 +9,13 @@ mod echo;
 mod endpoint;
 mod exit;
 mod framing;
+mod metrics;
 mod pages;
 mod publish;
 mod relay;
 mod subscribe;
 mod terminal;
+mod top;
 mod work;
 
 use std::process::ExitCode;
@@ -53,6 +55,8 @@ enum Command {
     Relay(relay::Options),
     /// Measure messages a second and how long one takes, on this machine or to another
     Bench(bench::Options),
+    /// Show the counters of a running program: peers, rates, lag, drops
+    Top(top::Options),
     /// Say what of this machine is fine for the engine, what costs something, and what to type
     Doctor(doctor::Options),
     /// Print the completions of a shell
@@ -76,6 +80,7 @@ fn main() -> ExitCode {
         Command::Echo(options) => echo::run(options),
         Command::Relay(options) => relay::run(options),
         Command::Bench(options) => bench::run(options),
+        Command::Top(options) => top::run(options),
         Command::Doctor(options) => doctor::run(options),
         Command::Completions(options) => pages::completions(options, Arguments::command()),
         Command::Man(options) => pages::man(options, Arguments::command()),

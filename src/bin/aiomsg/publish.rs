@@ -4,7 +4,9 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use aiomsg_uring::{DeliveryGuarantee, Identity, SendError, SendMode, Socket, SocketBuilder, Stats, blocking};
+use aiomsg_uring::{
+    DeliveryGuarantee, DropCause, Identity, SendError, SendMode, Socket, SocketBuilder, Stats, blocking,
+};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
@@ -93,6 +95,7 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let settings = Socket::builder().send_mode(mode).delivery_guarantee(options.guarantee).linger(options.linger);
     let settings = options.identity.into_iter().fold(settings, SocketBuilder::identity);
     let socket = options.common.open(&engine, &options.places, settings)?;
+    options.common.serve_metrics(&engine, &[("pub", &socket)])?;
     let started = Instant::now();
     let end = {
         let (socket, options) = (socket.clone(), options.clone());
@@ -203,7 +206,9 @@ impl Pace {
 }
 
 fn report(options: &Options, stats: &Stats, undelivered: u64, elapsed: Duration) {
-    let (dropped, expired) = (stats.messages_dropped, stats.messages_expired);
+    // What is left at the end is told as undelivered.
+    let dropped = stats.messages_dropped - stats.drops.of(DropCause::Closed);
+    let expired = stats.messages_expired;
     if options.json {
         eprintln!(
             "{}",

@@ -155,12 +155,12 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let info = info.context("there is nothing to measure")?;
     let engine = if info.inline { "inline" } else { "sharded" };
     let about = format!(
-        "{title}; {engine} engine on {}, median of {} repeats of {} s",
+        "{engine} engine on {}, median of {} repeats of {} s",
         info.backend,
         common.repeats,
         common.seconds.as_secs_f64()
     );
-    let table = table(&about, &rows);
+    let table = table(&format!("{title}; {about}"), &rows);
     if common.json {
         println!("{}", json(title, &info, &rows));
     } else {

@@ -12,7 +12,7 @@ const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 460.0;
 /// Around the drawing: room for the heads, the numbers and the names.
 const LEFT: f64 = 90.0;
-const RIGHT: f64 = 30.0;
+const RIGHT: f64 = 46.0;
 const TOP: f64 = 78.0;
 const BOTTOM: f64 = 62.0;
 const COLOURS: [&str; 6] = ["#3a6ea5", "#c8553d", "#4f8a3f", "#8a5fa8", "#b58900", "#2a9d8f"];
@@ -99,9 +99,15 @@ impl Chart {
             let value = 10_f64.powi(power);
             drawing.level(y(value), &time_name(value));
         }
-        for (quantile, one_in) in
-            [("0", 1.0), ("p50", 2.0), ("p90", 10.0), ("p99", 1e2), ("p99.9", 1e3), ("p99.99", 1e4), ("p99.999", 1e5)]
-        {
+        for (quantile, one_in) in [
+            ("least", 1.0),
+            ("p50", 2.0),
+            ("p90", 10.0),
+            ("p99", 1e2),
+            ("p99.9", 1e3),
+            ("p99.99", 1e4),
+            ("p99.999", 1e5),
+        ] {
             let at = x(one_in);
             drawing.put(&format!(
                 r##"<line x1="{at:.1}" y1="{TOP}" x2="{at:.1}" y2="{:.1}" stroke="#e4e4e4"/>"##,
@@ -135,13 +141,14 @@ impl Chart {
             if let Some(together) = together {
                 draw(&together, 2.5, 1.0);
             }
-            let at = TOP + 16.0 + index as f64 * 18.0;
+            // Below the curves, which rise to the right.
+            let at = HEIGHT - BOTTOM - 14.0 - (self.curves.len() - 1 - index) as f64 * 18.0;
             drawing.put(&format!(
                 r#"<rect x="{:.1}" y="{:.1}" width="14" height="4" fill="{colour}"/>"#,
-                LEFT + 12.0,
+                WIDTH - RIGHT - 240.0,
                 at - 6.0
             ));
-            drawing.text(LEFT + 34.0, at, "start", name);
+            drawing.text(WIDTH - RIGHT - 218.0, at, "start", name);
         }
         drawing.text(
             LEFT,

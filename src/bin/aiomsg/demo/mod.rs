@@ -32,6 +32,7 @@ pub(crate) use subscriber::{SubscriberOptions, run as run_subscriber};
 use table::Outcome;
 
 use crate::endpoint::{BackendChoice, Endpoint, EngineKind};
+use crate::metrics::{At, Board};
 
 /// Any free port of this machine's own.
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -66,6 +67,9 @@ pub(crate) struct Options {
     /// What the sockets stand on; auto takes io_uring where it works
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     backend: BackendChoice,
+    /// Serve the counters as Prometheus text at unix:PATH or HOST:PORT, for `aiomsg top`, Prometheus and curl
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<At>,
     /// Print one JSON object on standard output instead of the table
     #[arg(long)]
     json: bool,
@@ -92,7 +96,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     wait_for_subscribers(&mut endpoint, &mut children)?;
 
     let info = endpoint.info().clone();
-    let mut publisher = Publisher::new(endpoint, children, Progress::new());
+    let board = match &options.metrics {
+        Some(at) => Some(Board::open(at, false, &endpoint.metrics("demo"))?),
+        None => None,
+    };
+    let mut publisher = Publisher::new(endpoint, children, Progress::new(), board);
     let paced = Duration::from_secs(options.seconds) / 3;
     match recording {
         Some(recording) => publisher.replay(recording, options.speed)?,

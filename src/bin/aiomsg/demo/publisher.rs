@@ -12,6 +12,7 @@ use super::replay::Recording;
 use super::report::Report;
 use super::tick::{HEADER_BYTES, Kind, Tick, system_time_ns};
 use crate::endpoint::Endpoint;
+use crate::metrics::Board;
 use crate::terminal::grouped;
 
 /// Messages between two looks at the clock and the subscribers. At full speed a look per message would be measured.
@@ -25,6 +26,8 @@ pub(crate) struct Publisher {
     children: Children,
     endpoint: Endpoint,
     progress: Progress,
+    /// Where the counters are put up, if they are asked for.
+    board: Option<Board>,
     /// Ticks sent, which is also the next tick's number.
     sent: u64,
     /// When the first tick of the run, and of its last phase, was sent: nanoseconds since 1970.
@@ -48,9 +51,9 @@ pub(crate) struct Reports {
 
 impl Publisher {
     /// Everything is connected; nothing has been sent.
-    pub(crate) fn new(endpoint: Endpoint, children: Children, progress: Progress) -> Self {
+    pub(crate) fn new(endpoint: Endpoint, children: Children, progress: Progress, board: Option<Board>) -> Self {
         let message = vec![0; HEADER_BYTES];
-        Self { endpoint, children, progress, sent: 0, started_ns: 0, phase_started_ns: 0, message }
+        Self { endpoint, children, progress, board, sent: 0, started_ns: 0, phase_started_ns: 0, message }
     }
 
     /// Sends `rate` messages of `size` bytes a second, evenly, each timed. Falls behind rather than running over.
@@ -170,6 +173,9 @@ impl Publisher {
     /// Hears the subscribers, and shows progress when it is time. `done`: how far the phase is, 0 to 1.
     fn look(&mut self, done: impl FnOnce() -> f64) -> Result<()> {
         self.children.observe()?;
+        if let Some(board) = &mut self.board {
+            board.put(|| self.endpoint.metrics("demo"));
+        }
         let now = Instant::now();
         if self.progress.is_due(now) {
             self.progress.show(now, done(), self.sent, self.children.delivered());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use aiomsg_uring::{DeliveryGuarantee, Endpoint, SendError, SendMode, Socket, blocking};
+use aiomsg_uring::{DeliveryGuarantee, DropCause, Endpoint, SendError, SendMode, Socket, blocking};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
@@ -127,6 +127,7 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     // The way out first: what comes in has somewhere to go.
     let outward = open(out_bind, out_connect, settings().send_mode(*out_mode).delivery_guarantee(*out_guarantee))?;
     let inward = open(&options.inward.in_bind, &options.inward.in_connect, settings().send_mode(*in_mode))?;
+    options.common.serve_metrics(&engine, &[("in", &inward), ("out", &outward)])?;
 
     let (forth, back) = (Arc::new(Flow::default()), Arc::new(Flow::default()));
     if options.replies {
@@ -162,13 +163,12 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     screen.end();
     failed?;
 
-    let lost = [&inward, &outward]
-        .map(|socket| socket.stats())
-        .iter()
-        .map(|s| s.messages_dropped + s.messages_expired)
-        .sum::<u64>()
-        + forth.lost.load(Relaxed)
-        + back.lost.load(Relaxed);
+    let lost = [&inward, &outward].map(|socket| {
+        let stats = socket.stats();
+        // What is left at the end is told as undelivered.
+        stats.messages_dropped - stats.drops.of(DropCause::Closed) + stats.messages_expired
+    });
+    let lost = lost.iter().sum::<u64>() + forth.lost.load(Relaxed) + back.lost.load(Relaxed);
     if options.json {
         eprintln!(
             "{}",
