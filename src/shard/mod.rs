@@ -25,6 +25,7 @@ mod lane;
 mod late;
 mod link;
 mod listener;
+mod logs;
 mod mail;
 mod outbound;
 mod outlet;

@@ -20,9 +20,10 @@ use crate::sabotage::{Bug, planted};
 use crate::shard::LinkKey;
 use crate::shard::command::Command;
 use crate::shard::config::{DeliveryGuarantee, SendMode, SocketConfig};
-use crate::shard::event::{DisconnectReason, DropCause, Event, EventQueue};
+use crate::shard::event::{DropCause, Event, EventQueue};
 use crate::shard::inbound::Inbound;
 use crate::shard::late::Ages;
+use crate::shard::logs::LogLimit;
 use crate::shard::stats::{Lag, PeerStats, Stats};
 use crate::shard::tally::{Account, Counters, ShardCounters};
 
@@ -177,6 +178,7 @@ pub(crate) struct SocketShared {
     pub(crate) log: log::Handle,
     pub(crate) inbox: ReceiveQueue<Inbound>,
     pub(crate) events: EventQueue,
+    logs: LogLimit,
     /// Each shard's.
     pub(crate) counters: Box<[CachePadded<Counters>]>,
     /// What senders count: messages accepted for one peer, and their bytes.
@@ -221,6 +223,7 @@ impl SocketShared {
             identity,
             inbox: ReceiveQueue::new(RECEIVE_ENTRIES, config.receive_bytes_max),
             events: EventQueue::new(config.events_max),
+            logs: LogLimit::default(),
             counters: ports.iter().map(|_| CachePadded::new(Counters::new(measured))).collect(),
             directed: AtomicU64::new(0),
             directed_bytes: AtomicU64::new(0),
@@ -640,17 +643,6 @@ impl Peers {
 
 /// Puts an event in the queue and in the log.
 pub(crate) fn report(shared: &SocketShared, event: Event) {
-    match &event {
-        Event::Connected { .. } | Event::Recovered { .. } | Event::Reconnecting { .. } => {
-            tracing::debug!(socket = %shared.identity, "{event}");
-        }
-        Event::Disconnected {
-            reason: DisconnectReason::ClosedHere | DisconnectReason::DisconnectedHere | DisconnectReason::ClosedByPeer,
-            ..
-        } => {
-            tracing::debug!(socket = %shared.identity, "{event}");
-        }
-        _ => tracing::warn!(socket = %shared.identity, "{event}"),
-    }
+    shared.logs.log(shared.identity, &event, shared.now_ns());
     shared.events.push(event);
 }
