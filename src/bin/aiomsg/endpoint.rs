@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use aiomsg_uring::{
     Address, Backend, Batch, Endpoint as Place, Engine, EngineInfo, Identity, Metrics, Payload, SendError,
-    SocketBuilder, SocketId, TryRecvError, blocking, inline,
+    SocketBuilder, SocketId, Stats, TryRecvError, blocking, inline,
 };
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -109,6 +109,14 @@ impl Endpoint {
         match self {
             Self::Inline { socket, .. } => socket.peers().len(),
             Self::Sharded { socket, .. } => socket.peers().len(),
+        }
+    }
+
+    /// The socket's counters.
+    pub(crate) fn stats(&self) -> Stats {
+        match self {
+            Self::Inline { socket, .. } => socket.stats(),
+            Self::Sharded { socket, .. } => socket.stats(),
         }
     }
 

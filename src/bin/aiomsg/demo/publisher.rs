@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use aiomsg_uring::Stats;
 use anyhow::{Result, bail};
 
 use super::children::Children;
@@ -47,6 +48,8 @@ pub(crate) struct Reports {
     pub(crate) phase_started_ns: u64,
     /// One of each subscriber.
     pub(crate) subscribers: Vec<Report>,
+    /// What the publishing socket counted.
+    pub(crate) stats: Stats,
 }
 
 impl Publisher {
@@ -136,8 +139,13 @@ impl Publisher {
             }
         }
         self.progress.end();
+        // Subscribers that have all may be ahead of the counters for a moment.
+        while !self.endpoint.stats().is_balanced() && Instant::now() < deadline {
+            self.endpoint.idle_until(Instant::now() + Duration::from_millis(5))?;
+        }
+        let stats = self.endpoint.stats();
         let Self { sent, started_ns, phase_started_ns, .. } = self;
-        Ok(Reports { sent, started_ns, phase_started_ns, subscribers: self.children.into_reports()? })
+        Ok(Reports { sent, started_ns, phase_started_ns, subscribers: self.children.into_reports()?, stats })
     }
 
     fn begin(&mut self, phase: &str) {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use aiomsg_uring::EngineInfo;
+use aiomsg_uring::{EngineInfo, Stats};
 use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
@@ -35,12 +35,14 @@ pub(crate) struct Outcome {
     deliveries_per_s: f64,
     /// Publish to receive, nanoseconds, all subscribers together.
     latency_ns: Histogram<u64>,
+    /// What the publishing socket counted, marks of the demo's phases included.
+    stats: Stats,
 }
 
 impl Outcome {
     /// Adds the subscribers' reports up.
     pub(crate) fn new(options: &Options, info: &EngineInfo, reports: Reports) -> Result<Self> {
-        let Reports { sent, started_ns, phase_started_ns, subscribers } = reports;
+        let Reports { sent, started_ns, phase_started_ns, subscribers, stats } = reports;
         let sum = |field: fn(&super::report::Report) -> u64| subscribers.iter().map(field).sum::<u64>();
         let mut latency_ns = latency_histogram();
         for report in &subscribers {
@@ -65,6 +67,7 @@ impl Outcome {
             seconds: seconds_since(started_ns),
             deliveries_per_s: last_phase as f64 / seconds_since(phase_started_ns),
             latency_ns,
+            stats,
         })
     }
 
@@ -84,6 +87,7 @@ impl Outcome {
             ("duplicated", grouped(self.duplicated)),
             ("out of order", grouped(self.out_of_order)),
             ("corrupted", grouped(self.corrupted)),
+            ("accounts", accounts(&self.stats)),
         ];
         let mut table = String::new();
         for (name, value) in rows {
@@ -112,6 +116,15 @@ impl Outcome {
             "p50_us": p50,
             "p99_us": p99,
             "p999_us": p999,
+            "accounts": {
+                "addressed": self.stats.messages_addressed,
+                "delivered": self.stats.messages_delivered,
+                "dropped": self.stats.messages_dropped,
+                "conflated": self.stats.messages_conflated,
+                "queued": self.stats.messages_queued,
+                "pending": self.stats.messages_pending,
+                "expired": self.stats.messages_expired,
+            },
         })
     }
 
@@ -121,6 +134,9 @@ impl Outcome {
         if [lost, duplicated, out_of_order, corrupted].into_iter().any(|count| *count > 0) {
             bail!("{lost} lost, {duplicated} duplicated, {out_of_order} out of order, {corrupted} corrupted");
         }
+        if !self.stats.is_balanced() {
+            bail!("the counters do not add up: {}", accounts(&self.stats));
+        }
         Ok(())
     }
 
@@ -128,6 +144,21 @@ impl Outcome {
     fn percentiles_us(&self) -> [f64; 3] {
         [0.5, 0.99, 0.999].map(|quantile| self.latency_ns.value_at_quantile(quantile) as f64 / 1e3)
     }
+}
+
+/// What became of the messages for peers, as a sum; what there was none of is left out.
+fn accounts(stats: &Stats) -> String {
+    let parts = [
+        (stats.messages_delivered, "delivered"),
+        (stats.messages_dropped, "dropped"),
+        (stats.messages_conflated, "conflated"),
+        (stats.messages_queued, "queued"),
+        (stats.messages_pending, "pending"),
+        (stats.messages_expired, "expired"),
+    ];
+    let parts = parts.into_iter().enumerate().filter(|(at, (messages, _))| *at < 2 || *messages > 0);
+    let sum: Vec<String> = parts.map(|(_, (messages, name))| format!("{} {name}", grouped(messages))).collect();
+    format!("{} for peers = {}", grouped(stats.messages_addressed), sum.join(" + "))
 }
 
 #[cfg(test)]
@@ -152,13 +183,20 @@ mod tests {
             seconds: 2.0,
             deliveries_per_s: 4_000_000.0,
             latency_ns,
+            stats: Stats::default(),
         }
     }
 
     #[test]
     fn the_table_says_what_matters() {
         let table = outcome().table();
-        for text in ["uring (the self-test passed)", "1,000,000 sent in 2.0 s", "4,000,000 (full speed)", "p99.9 "] {
+        for text in [
+            "uring (the self-test passed)",
+            "1,000,000 sent in 2.0 s",
+            "4,000,000 (full speed)",
+            "p99.9 ",
+            "0 for peers = 0 delivered + 0 dropped",
+        ] {
             assert!(table.contains(text), "{text} is missing in\n{table}");
         }
     }
