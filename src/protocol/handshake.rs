@@ -128,7 +128,12 @@ impl fmt::Display for HandshakeError {
                 f.write_str("the peer is an HTTP server, not an aiomsg one: check the address")
             }
             HandshakeError::BadLength { len } => {
-                write!(f, "the peer's first frame has LENGTH {len}, a HELLO has 18: it does not speak aiomsg")
+                let began = len.to_be_bytes();
+                write!(
+                    f,
+                    "the peer does not speak aiomsg: it began with \"{}\", not with a HELLO",
+                    began.escape_ascii()
+                )
             }
             HandshakeError::NotHello { kind } => {
                 write!(f, "the peer's first frame is of type 0x{kind:02x}, not a HELLO (0x01)")

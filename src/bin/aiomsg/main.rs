@@ -13,6 +13,8 @@ mod metrics;
 mod pages;
 mod publish;
 mod relay;
+#[cfg(target_os = "linux")]
+mod service;
 mod subscribe;
 mod terminal;
 mod top;

@@ -144,6 +144,8 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
         }
     }
 
+    #[cfg(target_os = "linux")]
+    crate::service::ready(&[&inward, &outward])?;
     let mut screen = Screen::new(options);
     let failed = loop {
         if let Some(end) = work.wait_timeout(SHOW_INTERVAL) {
@@ -154,6 +156,8 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
         }
         screen.show([(&forth, &inward), (&back, &outward)]);
     };
+    #[cfg(target_os = "linux")]
+    crate::service::stopping();
     // What has arrived is passed on before the way out is closed.
     let mut undelivered = inward.close().undelivered;
     if failed.is_ok() {
