@@ -38,12 +38,12 @@ pub use engine::{Engine, EngineBuilder, EngineError, EngineInfo};
 pub use protocol::{Identity, IdentityError};
 pub use shard::{
     AckMode, DeliveryGuarantee, DisconnectReason, DropCause, Drops, Event, Lag, LagLimit, PeerStats, RejectReason,
-    Replay, Retention, RoundTrips, SendMode, ShardStats, SlowPolicy, SocketId, Stats, UnknownName,
+    Replay, Retention, RoundTrips, SendMode, ShardStats, SlowPolicy, SocketId, Stats, Unkeyed, UnknownName,
 };
 #[cfg(feature = "json")]
 pub use socket::JsonError;
 pub use socket::{
     Batch, BindError, BuildError, CloseReport, ConnectError, ControlError, Endpoint, EndpointError, Events,
-    IdentityMessages, MessageSink, Messages, Metrics, Payload, Payloads, Received, RecvError, SendError, Socket,
+    IdentityMessages, Key, MessageSink, Messages, Metrics, Payload, Payloads, Received, RecvError, SendError, Socket,
     SocketBuilder, Søcket, TryRecvError, TrySendError, Undelivered, WaitError, blocking, inline,
 };

@@ -10,7 +10,7 @@
 use super::chunk::{Block, Chunk, Writer};
 use super::list::Shared;
 use super::sync::Arc;
-use super::{Full, Handle};
+use super::{Cursor, Full, Handle};
 use bytes::Bytes;
 
 /// Longest head of a frame, bytes: far more than a length, a type and a message id.
@@ -96,6 +96,16 @@ impl Appender {
     /// Frames appended since the log began.
     pub(crate) fn messages(&self) -> u64 {
         self.writer.end().base_seq
+    }
+
+    /// The end of what was appended.
+    pub(crate) fn end(&self) -> Cursor {
+        Cursor::boundary(self.position(), self.messages())
+    }
+
+    /// Where the oldest chunk begins that is still there: no cursor is before it, and none will be. Takes the lock.
+    pub(crate) fn oldest(&self) -> u64 {
+        self.shared.lock().oldest()
     }
 
     /// A handle that tells about the log.

@@ -148,6 +148,11 @@ impl List {
         self.blocks * self.options.chunk_bytes + self.by_reference_bytes
     }
 
+    /// Where the oldest chunk begins.
+    pub(super) fn oldest(&self) -> u64 {
+        self.live.front().map_or(0, |chunk| chunk.base())
+    }
+
     /// What is retained begins at or beyond both this position and this number of frames.
     fn retained_from(&self) -> (u64, u64) {
         let (tail, retain) = (self.tail(), self.options.retain);

@@ -22,6 +22,7 @@
 
 mod appender;
 mod chunk;
+mod latest;
 mod list;
 #[cfg(all(test, loom))]
 mod models;
@@ -31,6 +32,7 @@ mod sync;
 mod tests;
 
 pub(crate) use appender::Appender;
+pub(crate) use latest::{KeysFull, Latest, LatestOptions};
 pub(crate) use reader::Reader;
 
 use bytes::Bytes;

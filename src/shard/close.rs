@@ -236,6 +236,10 @@ fn missed_by(link: &mut Link, log_end: Cursor) -> Undelivered {
         missed.messages += kept.queued();
         missed.bytes += kept.queued_bytes();
     }
+    if let Some(detour) = &link.detour {
+        missed.messages += detour.queued();
+        missed.bytes += detour.own_bytes();
+    }
     if let Some(lane) = &mut link.lane {
         missed.messages += lane.queued();
         missed.bytes += lane.queued_bytes() + lane.unacknowledged as u64;

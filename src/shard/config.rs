@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::late::{Replay, Retention};
 use super::policy::{Flow, LagLimit, SlowPolicy};
 use crate::backend::SocketOptions;
+use crate::log::LatestOptions;
 
 /// To whom a message sent with `send` goes. Chosen by the sender; nothing on the wire shows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -133,6 +134,8 @@ pub(crate) struct SocketConfig {
     /// AT_LEAST_ONCE: how often a message is sent on one link before it expires.
     pub(crate) attempts_max: u32,
     pub(crate) options: SocketOptions,
+    /// PUBLISH: keys with a last value, and bytes of these.
+    pub(crate) keys: LatestOptions,
     /// PUBLISH: where a new peer begins.
     pub(crate) replay: Replay,
     /// PUBLISH: what is kept for those that begin further back.
@@ -195,6 +198,7 @@ impl Default for SocketConfig {
             resend_ns: nanos(Duration::from_secs(5)),
             attempts_max: 6,
             options: SocketOptions::default(),
+            keys: LatestOptions { keys_max: 65_536, bytes_max: 64 * MIB },
             replay: Replay::default(),
             retention: Retention::default(),
         }

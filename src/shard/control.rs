@@ -163,6 +163,7 @@ fn is_through(socket: &ShardSocket, link: &mut Link) -> bool {
     link.sending.is_none()
         && link.control.is_empty()
         && link.kept.is_none()
+        && link.detour.is_none()
         && (socket.hub.is_some() || link.cursor.position() >= parting.end.position())
         && socket.mail_at.position() >= parting.mail_end.position()
         && link.lane.as_mut().is_none_or(|lane| !lane.has_unsent())

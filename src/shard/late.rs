@@ -23,6 +23,10 @@ pub enum Replay {
     Live,
     /// At the oldest message that is retained, see [`Retention`].
     Oldest,
+    /// At the newest message of each key, see [`send_keyed`](crate::Socket::send_keyed), in the order of their last updates. What was
+    /// sent without a key is not part of it, and no superseded value is. A value that is replaced before it has gone out comes later,
+    /// in its new place.
+    Snapshot,
 }
 
 /// How much of what was sent a PUBLISH socket keeps for peers that begin at [`Replay::Oldest`]: what is within all of the bounds that are

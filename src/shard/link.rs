@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
 
+use super::conflate::Conflated;
 use super::control::Parting;
+use super::detour::Detour;
 use super::lane::Lane;
 use super::late::Replay;
 use super::policy::Flow;
@@ -129,6 +131,9 @@ pub(super) struct Link {
     pub(super) cursor: Cursor,
     /// PUBLISH: what the link still has to send of the part of the socket's log that it has skipped: goes out before the log goes on.
     pub(super) kept: Option<Box<Lane>>,
+    /// PUBLISH: what it takes from the last values, and with it, instead of a part of the log; goes out through `kept`.
+    pub(super) detour: Option<Box<Detour>>,
+    pub(super) conflated: Conflated,
     /// PUBLISH: what is done when it does not keep up.
     pub(super) flow: Flow,
     /// It does not.
@@ -183,6 +188,8 @@ impl Link {
             control: BytesMut::new(),
             cursor: Cursor::default(),
             kept: None,
+            detour: None,
+            conflated: Conflated::default(),
             flow: Flow::default(),
             slow: None,
             told_slow_ns: 0,
@@ -216,7 +223,11 @@ impl Link {
 
     /// How far the peer has got of the socket's log, what was skipped included once it is past it.
     pub(super) fn reached(&self) -> Cursor {
-        self.kept.as_ref().map_or(self.cursor, |kept| kept.cursor)
+        match (&self.kept, &self.detour) {
+            (Some(kept), _) => kept.cursor,
+            (None, Some(detour)) => Cursor::boundary(detour.reached(), 0),
+            (None, None) => self.cursor,
+        }
     }
 
     pub(super) fn is_live(&self) -> bool {
@@ -364,7 +375,7 @@ impl Shard {
             None => {
                 socket.note_ages(now_ns);
                 link.cursor = match socket.shared.config.replay {
-                    Replay::Live => socket.reader.join(),
+                    Replay::Live | Replay::Snapshot => socket.reader.join(),
                     Replay::Oldest => socket.reader.join_oldest(),
                 };
                 link.flow = socket.shared.config.flow();
@@ -388,6 +399,9 @@ impl Shard {
         (link.account, link.queued) = (Some(account), Some(queued));
         if socket.hub.is_none() {
             link.count_joined(socket.counters());
+        }
+        if socket.shared.config.replay == Replay::Snapshot {
+            link.begin_snapshot(socket);
         }
         report(&socket.shared, Event::Connected { identity: link.identity, address: link.address.clone() });
         self.read_on(key);
@@ -621,6 +635,7 @@ fn give_up(socket: &mut ShardSocket, link: &mut Link, expires_ns: u64) {
     }
     if socket.hub.is_none() {
         missed += link.kept.as_mut().map_or(0, |kept| kept.queued());
+        missed += link.leave_detour(socket);
         // What is left for the next peer is not lost.
         let at = link.cursor.frame_start();
         let of_link = link.addressed_until(Cursor::END).messages() - at.messages();

@@ -91,6 +91,9 @@ impl Shard {
         if link.sending.is_some() || !link.is_live() {
             return;
         }
+        if link.detour.is_some() && link.kept.is_none() {
+            link.refill(socket, self.now_ns);
+        }
         let mut slices = self.spare.pop().unwrap_or_default();
         let mut control = 0;
         let between = planted(Bug::ControlInside)
@@ -135,7 +138,7 @@ impl Shard {
             (Source::Kept, Some(kept)) => {
                 to = kept.reader.gather_until(from, until, RANGE_BYTES_MAX, room, &mut slices);
             }
-            (Source::Log, _) if socket.hub.is_none() => {
+            (Source::Log, _) if socket.hub.is_none() && link.detour.is_none() => {
                 to = socket.reader.gather_until(from, until, RANGE_BYTES_MAX, room, &mut slices);
             }
             _ => {}

@@ -8,10 +8,14 @@
 //! ```
 //!
 //! so that links that are not addressed have no work with it, and the one that is keeps the order of the `send` calls.
+//!
+//! A message with a key is an ordinary message in the log; its value goes into the table of last values as well.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
-use crate::log::{Appender, Cursor, Frame, Full};
+use crate::log::{Appender, Cursor, Frame, Full, KeysFull, Latest, LatestOptions};
 use crate::protocol::{self, Identity, MsgIds};
 
 /// Bytes of a mail record before its frame.
@@ -26,21 +30,77 @@ pub(crate) struct Outlet {
     mail: Vec<Appender>,
     /// Under AT_LEAST_ONCE: where message ids come from.
     ids: Option<MsgIds>,
+    /// From the first message with a key on: the last values. Locked while this one is.
+    values: Option<Arc<Mutex<Latest>>>,
 }
 
 /// What could not be appended now.
 pub(crate) type Refused = (Full, Bytes);
 
+/// Why a message with a key was not appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// No room in the log now.
+    Full,
+    /// No room for the key, or for its value.
+    Keys,
+}
+
+impl From<Full> for Refusal {
+    fn from(Full: Full) -> Refusal {
+        Refusal::Full
+    }
+}
+
+impl From<KeysFull> for Refusal {
+    fn from(KeysFull: KeysFull) -> Refusal {
+        Refusal::Keys
+    }
+}
+
+/// The last values of a socket's keys, for its producers and its shards. There is no table before there is a key.
+///
+/// It is locked by producers around each append, after the outlet, so that whoever has it locked knows that the table covers all of
+/// the log; and by shards while they take values out of it. Whoever holds it may lock the log's list, not the other way round.
+pub(crate) struct LastValues {
+    pub(crate) options: LatestOptions,
+    table: OnceLock<Arc<Mutex<Latest>>>,
+}
+
+impl LastValues {
+    pub(crate) fn new(options: LatestOptions) -> LastValues {
+        LastValues { options, table: OnceLock::new() }
+    }
+
+    /// The table, if there is one.
+    pub(crate) fn lock(&self) -> Option<MutexGuard<'_, Latest>> {
+        self.table.get().map(|table| locked(table))
+    }
+
+    /// Shows the table while it is locked; where there is none, one that says that nothing has a key.
+    pub(crate) fn read<R>(&self, read: impl FnOnce(&Latest) -> R) -> R {
+        match self.lock() {
+            Some(table) => read(&table),
+            None => read(&Latest::new(self.options, Cursor::END)),
+        }
+    }
+}
+
+fn locked(table: &Mutex<Latest>) -> MutexGuard<'_, Latest> {
+    // Each change to it is whole before the next begins.
+    table.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Outlet {
     pub(crate) fn new(log: Appender, mail: Vec<Appender>, ids: Option<MsgIds>) -> Outlet {
-        Outlet { log, mail, ids }
+        Outlet { log, mail, ids, values: None }
     }
 
     /// Appends a message for whoever the send mode says.
     #[inline]
     pub(crate) fn put(&mut self, payload: &[u8]) -> Result<(), Full> {
         match &mut self.ids {
-            None => self.log.append(&protocol::data_head(payload.len()), payload),
+            None => self.append_noted(|log| log.append(&protocol::data_head(payload.len()), payload)),
             Some(ids) => self.log.append(&protocol::data_req_head(ids.next(), payload.len()), payload),
         }
     }
@@ -48,9 +108,61 @@ impl Outlet {
     /// As [`put`](Self::put); large payloads are kept by reference.
     pub(crate) fn put_bytes(&mut self, payload: Bytes) -> Result<(), Refused> {
         match &mut self.ids {
-            None => self.log.append_bytes(&protocol::data_head(payload.len()), payload),
+            None => self.append_noted(|log| log.append_bytes(&protocol::data_head(payload.len()), payload)),
             Some(ids) => self.log.append_bytes(&protocol::data_req_head(ids.next(), payload.len()), payload),
         }
+    }
+
+    /// Appends a message without a key, and says so to the table of last values if there is one.
+    #[inline]
+    fn append_noted<E>(&mut self, append: impl FnOnce(&mut Appender) -> Result<(), E>) -> Result<(), E> {
+        let Some(values) = &self.values else { return append(&mut self.log) };
+        let mut table = locked(values);
+        append(&mut self.log)?;
+        table.pass(self.log.end());
+        if table.is_long() {
+            table.trim(self.log.oldest());
+        }
+        Ok(())
+    }
+
+    /// Appends a message that is the newest value of `key`.
+    pub(crate) fn put_keyed(&mut self, values: &LastValues, key: &[u8], payload: &[u8]) -> Result<(), Refusal> {
+        let head = protocol::data_head(payload.len());
+        let mut table = locked(Self::table(&mut self.values, &self.log, values));
+        table.check(key, head.len() + payload.len())?;
+        self.log.append(&head, payload)?;
+        table.update(key, &head, payload, self.log.end());
+        Ok(())
+    }
+
+    /// As [`put_keyed`](Self::put_keyed); large payloads are kept by reference.
+    pub(crate) fn put_bytes_keyed(
+        &mut self,
+        values: &LastValues,
+        key: &[u8],
+        payload: Bytes,
+    ) -> Result<(), (Refusal, Bytes)> {
+        let head = protocol::data_head(payload.len());
+        let mut table = locked(Self::table(&mut self.values, &self.log, values));
+        if let Err(full) = table.check(key, head.len() + payload.len()) {
+            return Err((full.into(), payload));
+        }
+        self.log.append_bytes(&head, payload.clone()).map_err(|(full, payload)| (full.into(), payload))?;
+        table.update_shared(key, &head, payload, self.log.end());
+        Ok(())
+    }
+
+    /// The table, which the first key makes.
+    fn table<'a>(
+        own: &'a mut Option<Arc<Mutex<Latest>>>,
+        log: &Appender,
+        values: &LastValues,
+    ) -> &'a Arc<Mutex<Latest>> {
+        own.get_or_insert_with(|| {
+            let new = || Arc::new(Mutex::new(Latest::new(values.options, log.end())));
+            values.table.get_or_init(new).clone()
+        })
     }
 
     /// Appends a message for one peer, to the mail of `shard`.

@@ -26,7 +26,42 @@ pub enum SlowPolicy {
         /// How long it may be over its limit.
         after: Duration,
     },
+    /// Of what was sent with [`send_keyed`](crate::Socket::send_keyed) and has not gone out, the peer gets only the newest of each key, in
+    /// the order of their last updates. It begins when the peer is behind by 256 KiB, or by its limit if that is less, and needs no
+    /// memory for the peer, however slow it is. What was sent without a key keeps its place; it is held for the peer up to the limit
+    /// in bytes.
+    Conflate {
+        /// What is done when more than that limit is without a key.
+        unkeyed: Unkeyed,
+    },
 }
+
+/// What [`SlowPolicy::Conflate`] does about messages without a key when they are more than the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Unkeyed {
+    /// They stay in the log; when that is full, `send` waits for the peer, for `max_wait` at a time at most; then the peer is disconnected.
+    Block {
+        /// How long a publisher waits at most.
+        max_wait: Duration,
+    },
+    /// The oldest of them are dropped, some at a time.
+    DropOldest,
+    /// The newest of them are dropped, some at a time.
+    DropNewest,
+    /// The peer is disconnected.
+    Disconnect,
+}
+
+impl Default for Unkeyed {
+    /// [`Block`](Self::Block) for one second.
+    fn default() -> Unkeyed {
+        Unkeyed::Block { max_wait: Duration::from_secs(1) }
+    }
+}
+
+/// A peer that is so far behind, in bytes, is conflated: what one send takes.
+const CONFLATE_BYTES: u64 = 256 << 10;
 
 impl Default for SlowPolicy {
     /// [`Block`](Self::Block) for one second.
@@ -63,6 +98,8 @@ pub(crate) struct Flow {
     pub(super) policy: SlowPolicy,
     /// Bytes behind the tail; `u64::MAX` for no limit, as below.
     pub(super) bytes: u64,
+    /// Under `Conflate`: bytes without a key that the link may hold.
+    pub(super) unkeyed_bytes: u64,
     pub(super) messages: u64,
     pub(super) age_ns: u64,
     /// There is something to look at though the log is not full.
@@ -83,15 +120,19 @@ impl Flow {
             (None, _) => half,
             (Some(bytes), _) => (bytes as u64).min(half),
         };
+        let unkeyed_bytes = bytes;
+        let bytes = if matches!(policy, SlowPolicy::Conflate { .. }) { bytes.min(CONFLATE_BYTES) } else { bytes };
         let (messages, age_ns) = (limit.messages.unwrap_or(u64::MAX), limit.age.map_or(u64::MAX, nanos));
         let watched = bytes.min(messages).min(age_ns) < u64::MAX || !matches!(policy, SlowPolicy::Block { .. });
-        Flow { policy, bytes, messages, age_ns, watched }
+        Flow { policy, bytes, unkeyed_bytes, messages, age_ns, watched }
     }
 
     /// How long a publisher may wait for the link.
     pub(super) fn max_wait_ns(&self) -> Option<u64> {
         match self.policy {
-            SlowPolicy::Block { max_wait } => Some(nanos(max_wait)),
+            SlowPolicy::Block { max_wait } | SlowPolicy::Conflate { unkeyed: Unkeyed::Block { max_wait } } => {
+                Some(nanos(max_wait))
+            }
             _ => None,
         }
     }

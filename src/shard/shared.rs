@@ -24,6 +24,7 @@ use crate::shard::event::{DropCause, Event, EventQueue};
 use crate::shard::inbound::Inbound;
 use crate::shard::late::Ages;
 use crate::shard::logs::LogLimit;
+use crate::shard::outlet::LastValues;
 use crate::shard::stats::{Lag, PeerStats, Stats};
 use crate::shard::tally::{Account, Counters, ShardCounters};
 
@@ -185,6 +186,8 @@ pub(crate) struct SocketShared {
     pub(crate) directed: AtomicU64,
     pub(crate) directed_bytes: AtomicU64,
     pub(crate) peers: Peers,
+    /// PUBLISH: what links that lag, and new ones, take instead of what is superseded.
+    pub(crate) values: LastValues,
     pub(crate) ports: Arc<[Arc<Port>]>,
     /// The shard where its hub lives.
     home: usize,
@@ -229,6 +232,7 @@ impl SocketShared {
             directed_bytes: AtomicU64::new(0),
             send_waits: AtomicU64::new(0),
             peers: Peers::default(),
+            values: LastValues::new(config.keys),
             ages: Ages::new(&config.retention).map(Mutex::new),
             log,
             config,
@@ -436,12 +440,15 @@ impl SocketShared {
         let directed = self.directed.load(Ordering::Relaxed);
         let directed_bytes = self.directed_bytes.load(Ordering::Relaxed);
         let mut stats = Stats::default();
+        if let Some(table) = self.values.lock() {
+            (stats.keys, stats.keyed_bytes) = (table.keys() as u64, table.bytes() as u64);
+        }
         let (mut sorted, mut dealt, mut dealt_bytes) = (0, 0, 0);
         let tail = self.log.tail();
         for counters in &self.counters {
             let (all, of) = (&counters.all, |count: &AtomicU64| count.load(Ordering::Relaxed));
             let (queued, queued_bytes) = all.queued(tail);
-            stats.messages_addressed += all.of_log(tail);
+            stats.messages_addressed += all.of_log(tail) + of(&all.snapshot);
             stats.messages_queued += queued + of(&counters.parked) + of(&counters.returned);
             stats.bytes_queued += queued_bytes;
             stats.messages_delivered += of(&all.delivered);

@@ -17,6 +17,7 @@
 
 use super::lane::Lane;
 use super::link::{Link, Source};
+use super::policy::Unkeyed;
 use super::shared::report;
 use super::{DisconnectReason, DropCause, Event, LinkKey, Op, Shard, ShardSocket, SlowPolicy, SocketId, Timer, token};
 use crate::shard::config::nanos;
@@ -71,7 +72,10 @@ impl Link {
         let tail = self.addressed_until(socket.visible);
         let bytes = tail.position().saturating_sub(self.cursor.position());
         let messages = tail.messages().saturating_sub(self.cursor.messages());
-        self.kept.is_none() && bytes <= self.flow.bytes / 4 && messages <= self.flow.messages / 4
+        self.kept.is_none()
+            && self.detour.is_none()
+            && bytes <= self.flow.bytes / 4
+            && messages <= self.flow.messages / 4
     }
 }
 
@@ -106,7 +110,7 @@ impl Shard {
                 }
             }
             SlowPolicy::Disconnect { .. } => {}
-            SlowPolicy::DropOldest | SlowPolicy::DropNewest => match &mut link.sending {
+            SlowPolicy::DropOldest | SlowPolicy::DropNewest | SlowPolicy::Conflate { .. } => match &mut link.sending {
                 // What a send has taken comes back first, as far as it has not gone out.
                 Some(sending) if sending.source == Source::Log && sending.to != sending.from => {
                     if !std::mem::replace(&mut sending.cancelled, true) {
@@ -123,6 +127,13 @@ impl Shard {
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
         let (from, tail, flow) = (link.cursor, link.addressed_until(socket.visible), link.flow);
+        match flow.policy {
+            SlowPolicy::Conflate { unkeyed } => return self.conflate(key, unkeyed),
+            // In the midst of a snapshot, or of a conflation that was its policy before.
+            SlowPolicy::DropOldest if link.detour.is_some() => return self.conflate(key, Unkeyed::DropOldest),
+            SlowPolicy::DropNewest if link.detour.is_some() => return self.conflate(key, Unkeyed::DropNewest),
+            _ => {}
+        }
         let start = from.frame_start();
         let newest = flow.policy == SlowPolicy::DropNewest;
         let target = if newest {
@@ -172,7 +183,7 @@ impl Shard {
     }
 
     /// Tells what a link has dropped, in sums.
-    fn dropped(&mut self, key: LinkKey, messages: u64, cause: DropCause) {
+    pub(super) fn dropped(&mut self, key: LinkKey, messages: u64, cause: DropCause) {
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let dropped = &mut link.dropped;
         if dropped.cause.is_some_and(|other| other != cause) {

@@ -63,6 +63,10 @@ pub struct Stats {
     pub bytes_received: u64,
     /// Bytes of outbound log in use.
     pub log_bytes: u64,
+    /// Keys that have a last value.
+    pub keys: u64,
+    /// Bytes of keys and their last values, tables included.
+    pub keyed_bytes: u64,
     /// Bytes received and not yet taken by the application.
     pub receive_bytes: u64,
     /// How far the hindmost peer is behind: the largest of each value over all peers.

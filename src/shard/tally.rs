@@ -42,6 +42,8 @@ pub(crate) struct Tally {
     ended: AtomicU64,
     /// Messages that came to be sent by the link beside the log, each once.
     pub(crate) beside: AtomicU64,
+    /// Messages that a snapshot had for it.
+    pub(crate) snapshot: AtomicU64,
     /// Level: those of them that have not gone out, with bytes.
     pub(crate) held: AtomicU64,
     pub(crate) held_bytes: AtomicU64,
@@ -179,7 +181,7 @@ impl Account {
             slow: self.slow.load(Relaxed),
             connected_for: Duration::from_nanos(now_ns.saturating_sub(self.connected_ns)),
             reconnects: self.reconnects,
-            messages_addressed: tally.of_log(tail) + of(&tally.beside),
+            messages_addressed: tally.of_log(tail) + of(&tally.beside) + of(&tally.snapshot),
             messages_delivered: of(&tally.delivered),
             messages_dropped: drops.total(),
             drops,
@@ -241,6 +243,7 @@ impl Link {
     /// What is in the lane, and what went out of it and is kept for resending; and what was kept of the socket's log.
     pub(super) fn count_lane(&mut self, counters: &Counters) {
         let (mut queued, mut bytes) = self.kept.as_mut().map_or((0, 0), |kept| (kept.queued(), kept.queued_bytes()));
+        queued += self.detour.as_ref().map_or(0, |detour| detour.queued());
         if let Some(lane) = &mut self.lane {
             let (taken, unacknowledged) = (lane.taken(), lane.unacknowledged as u64);
             queued += lane.queued();

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{
-    Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Payload, Received, RecvError,
-    SendError, SocketBuilder, TryRecvError, TrySendError, WaitError, bound, wait,
+    Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Key, Payload, Received,
+    RecvError, SendError, SocketBuilder, TryRecvError, TrySendError, WaitError, bound, wait,
 };
 use crate::backend::Address;
 use crate::protocol::Identity;
@@ -91,7 +91,11 @@ impl Socket {
     #[inline]
     pub fn send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
         let payload = message.into();
-        if self.socket.send_at_once(&payload) { Ok(()) } else { self.send_until(payload, None) }
+        if self.socket.send_at_once(&payload) {
+            Ok(())
+        } else {
+            self.when_room(payload, None, |payload| self.try_send(payload))
+        }
     }
 
     /// Sends a message; blocks for at most `timeout` while the log is full.
@@ -99,19 +103,51 @@ impl Socket {
     /// # Errors
     /// As [`send`](Self::send), and [`SendError::TimedOut`].
     pub fn send_timeout<'a>(&self, message: impl Into<Payload<'a>>, timeout: Duration) -> Result<(), SendError> {
-        self.send_until(message.into(), Instant::now().checked_add(timeout))
+        self.when_room(message.into(), Instant::now().checked_add(timeout), |payload| self.try_send(payload))
+    }
+
+    /// Sends a message that is the newest value of `key`, see [`Socket::send_keyed`](crate::Socket::send_keyed); blocks while the log is
+    /// full.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and [`SendError::KeysFull`].
+    pub fn send_keyed<'a>(&self, key: impl Into<Key<'a>>, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
+        let key = key.into();
+        self.when_room(message.into(), None, |payload| self.try_send_keyed(key, payload))
+    }
+
+    /// Sends a message that is the newest value of `key` if there is room for it now.
+    ///
+    /// # Errors
+    /// As [`try_send`](Self::try_send), and [`SendError::KeysFull`].
+    pub fn try_send_keyed<'a>(
+        &self,
+        key: impl Into<Key<'a>>,
+        message: impl Into<Payload<'a>>,
+    ) -> Result<(), TrySendError<'a>> {
+        self.socket.try_send_keyed(key, message)
+    }
+
+    /// Forgets a key, see [`Socket::forget_key`](crate::Socket::forget_key).
+    pub fn forget_key<'a>(&self, key: impl Into<Key<'a>>) -> bool {
+        self.socket.forget_key(key)
     }
 
     #[cold]
-    fn send_until(&self, mut payload: Payload<'_>, deadline: Option<Instant>) -> Result<(), SendError> {
+    fn when_room<'a>(
+        &self,
+        mut payload: Payload<'a>,
+        deadline: Option<Instant>,
+        put: impl Fn(Payload<'a>) -> Result<(), TrySendError<'a>>,
+    ) -> Result<(), SendError> {
         loop {
-            payload = match self.try_send(payload) {
+            payload = match put(payload) {
                 Ok(()) => return Ok(()),
                 Err(TrySendError::Never(error)) => return Err(error),
                 Err(TrySendError::Full(payload)) => payload,
             };
             let wait = wait::Room::new(self.socket.shared());
-            payload = match self.try_send(payload) {
+            payload = match put(payload) {
                 Ok(()) => return Ok(()),
                 Err(TrySendError::Never(error)) => return Err(error),
                 Err(TrySendError::Full(payload)) => payload,

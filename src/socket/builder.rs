@@ -130,6 +130,22 @@ impl SocketBuilder {
         self
     }
 
+    /// Under PUBLISH: keys that have a last value (default 65,536), see [`Socket::send_keyed`]. A message with one more is refused with
+    /// [`SendError::KeysFull`](super::SendError::KeysFull), so that nobody relies on a conflation or a snapshot that is not complete;
+    /// [`Socket::forget_key`] makes room.
+    pub fn keys_max(mut self, keys: usize) -> Self {
+        self.config.keys.keys_max = keys;
+        self
+    }
+
+    /// Under PUBLISH: bytes of keys and their last values (default 64 MiB; about 160 for each key beside its own and its value's).
+    /// Memory is taken as needed, however many peers there are and however slow. Beyond it a message is refused as under
+    /// [`keys_max`](Self::keys_max).
+    pub fn keyed_bytes_max(mut self, bytes: usize) -> Self {
+        self.config.keys.bytes_max = bytes;
+        self
+    }
+
     /// Under PUBLISH: where a new peer begins (default [`Replay::Live`]: at what is sent next). What was sent while nobody was connected
     /// goes to the first peer in any case.
     pub fn replay(mut self, replay: Replay) -> Self {

@@ -6,11 +6,14 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::error::{RecvError, SendError, TryRecvError, TrySendError};
+use super::key::Key;
 use super::payload::{Batch, Payload};
 use crate::log::Full;
 use crate::protocol::Identity;
 use crate::sabotage::{Bug, planted};
-use crate::shard::{DeliveryGuarantee, Message, Outlet, Phase, SocketShared, Walker};
+use crate::shard::{
+    DeliveryGuarantee, KIB, LastValues, Message, Outlet, Phase, Refusal, SendMode, SocketShared, Walker,
+};
 
 /// The usual case of [`offer`]: a borrowed message for which there is room goes into the log of an open socket. Nothing is moved but
 /// the message. False: not sent; `offer` says why, or sends it after all.
@@ -24,6 +27,9 @@ pub(super) fn put_at_once(shared: &SocketShared, outlet: &mut Outlet, payload: &
         _ => false,
     }
 }
+
+/// Borrowed values of at least so many bytes are copied once, for the log and the table of last values.
+const KEYED_SHARE_FROM_BYTES: usize = 16 * KIB;
 
 /// Appends a message to the socket's log, or gives it back.
 #[inline]
@@ -42,6 +48,47 @@ pub(super) fn offer<'a>(
             outlet.put_bytes(bytes).map_err(|(Full, bytes)| TrySendError::Full(Payload::Owned(bytes)))
         }
     }
+}
+
+/// Appends a message that is the newest value of a key, or gives it back.
+pub(super) fn offer_keyed<'a>(
+    shared: &SocketShared,
+    outlet: &mut Outlet,
+    key: Key<'_>,
+    payload: Payload<'a>,
+) -> Result<(), TrySendError<'a>> {
+    if shared.config.send_mode == SendMode::RoundRobin {
+        return offer(shared, outlet, payload);
+    }
+    check_length(shared, &payload)?;
+    if shared.is_gated() {
+        return Err(TrySendError::Full(payload));
+    }
+    let (values, key) = (&shared.values, key.as_ref());
+    let result = match payload {
+        Payload::Borrowed(bytes) if bytes.len() < KEYED_SHARE_FROM_BYTES => {
+            outlet.put_keyed(values, key, bytes).map_err(|refusal| (refusal, Payload::Borrowed(bytes)))
+        }
+        // One copy for both, the log and the table.
+        Payload::Borrowed(bytes) => put_shared(outlet, values, key, Bytes::copy_from_slice(bytes)),
+        Payload::Owned(bytes) => put_shared(outlet, values, key, bytes),
+    };
+    result.map_err(|(refusal, payload)| match refusal {
+        Refusal::Full => TrySendError::Full(payload),
+        Refusal::Keys => {
+            let (keys_max, bytes_max) = (values.options.keys_max, values.options.bytes_max);
+            TrySendError::Never(SendError::KeysFull { keys_max, bytes_max })
+        }
+    })
+}
+
+fn put_shared<'a>(
+    outlet: &mut Outlet,
+    values: &LastValues,
+    key: &[u8],
+    payload: Bytes,
+) -> Result<(), (Refusal, Payload<'a>)> {
+    outlet.put_bytes_keyed(values, key, payload).map_err(|(refusal, bytes)| (refusal, Payload::Owned(bytes)))
 }
 
 /// Appends a message for one peer, or gives it back. Answers with the shard whose mail has grown.

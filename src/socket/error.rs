@@ -130,6 +130,13 @@ pub enum SendError {
         /// The limit.
         bytes_max: usize,
     },
+    /// It has a new key, or a longer value, for which there is no room: see [`keys_max`](super::SocketBuilder::keys_max).
+    KeysFull {
+        /// The limit of keys.
+        keys_max: usize,
+        /// The limit of the bytes of keys and their last values.
+        bytes_max: usize,
+    },
     /// No peer of that identity was ever connected.
     UnknownPeer(Identity),
     /// The peer is not connected any more (AT_MOST_ONCE; AT_LEAST_ONCE keeps the message for its return).
@@ -149,6 +156,13 @@ impl fmt::Display for SendError {
                 write!(
                     f,
                     "a message of {bytes} bytes is over message_bytes_max ({bytes_max}): raise it, at the receiver too"
+                )
+            }
+            Self::KeysFull { keys_max, bytes_max } => {
+                write!(
+                    f,
+                    "no room for another key or a longer value (keys_max {keys_max}, keyed_bytes_max {bytes_max}): raise \
+                     them, forget keys that are out of use, or send it without a key"
                 )
             }
             Self::Closed => f.write_str("the socket is closed"),

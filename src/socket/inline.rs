@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{
-    Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Payload, Received, RecvError,
-    SendError, TryRecvError, TrySendError, WaitError, bound, core,
+    Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Key, Payload, Received,
+    RecvError, SendError, TryRecvError, TrySendError, WaitError, bound, core,
 };
 use crate::backend::Address;
 use crate::engine::inline::InlineEngine;
@@ -233,7 +233,7 @@ impl Socket {
         if core::put_at_once(self.shared(), &mut self.outlet.borrow_mut(), &payload) {
             return self.appended(payload.len()).map_err(|_| SendError::EngineStopped);
         }
-        self.send_when_room(payload)
+        self.send_when_room(payload, |payload| self.try_send(payload))
     }
 
     /// Counts what was appended; sends once it is much.
@@ -245,8 +245,12 @@ impl Socket {
     }
 
     #[cold]
-    fn send_when_room(&self, payload: Payload<'_>) -> Result<(), SendError> {
-        let mut payload = match self.try_send(payload) {
+    fn send_when_room<'a>(
+        &self,
+        payload: Payload<'a>,
+        put: impl Fn(Payload<'a>) -> Result<(), TrySendError<'a>>,
+    ) -> Result<(), SendError> {
+        let mut payload = match put(payload) {
             Ok(()) => return Ok(()),
             Err(TrySendError::Never(error)) => return Err(error),
             Err(TrySendError::Full(payload)) => payload,
@@ -254,7 +258,7 @@ impl Socket {
         loop {
             self.shared().begin_wait();
             let driven = self.flush_and_turn(u64::MAX);
-            let result = driven.map_err(|_| SendError::EngineStopped).and_then(|()| match self.try_send(payload) {
+            let result = driven.map_err(|_| SendError::EngineStopped).and_then(|()| match put(payload) {
                 Ok(()) => Ok(None),
                 Err(TrySendError::Never(error)) => Err(error),
                 Err(TrySendError::Full(payload)) => Ok(Some(payload)),
@@ -284,6 +288,37 @@ impl Socket {
         let bytes = payload.len();
         core::offer(self.shared(), &mut self.outlet.borrow_mut(), payload)?;
         self.appended(bytes).map_err(|_| TrySendError::Never(SendError::EngineStopped))
+    }
+
+    /// Appends a message that is the newest value of `key`, see [`Socket::send_keyed`](crate::Socket::send_keyed). While the log is
+    /// full, drives the engine.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and [`SendError::KeysFull`].
+    pub fn send_keyed<'a>(&self, key: impl Into<Key<'a>>, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
+        let key = key.into();
+        self.send_when_room(message.into(), |payload| self.try_send_keyed(key, payload))
+    }
+
+    /// Appends a message that is the newest value of `key` if there is room for it.
+    ///
+    /// # Errors
+    /// As [`try_send`](Self::try_send), and [`SendError::KeysFull`].
+    pub fn try_send_keyed<'a>(
+        &self,
+        key: impl Into<Key<'a>>,
+        message: impl Into<Payload<'a>>,
+    ) -> Result<(), TrySendError<'a>> {
+        let payload = message.into();
+        core::check_open(self.shared()).map_err(TrySendError::Never)?;
+        let bytes = payload.len();
+        core::offer_keyed(self.shared(), &mut self.outlet.borrow_mut(), key.into(), payload)?;
+        self.appended(bytes).map_err(|_| TrySendError::Never(SendError::EngineStopped))
+    }
+
+    /// Forgets a key, see [`Socket::forget_key`](crate::Socket::forget_key).
+    pub fn forget_key<'a>(&self, key: impl Into<Key<'a>>) -> bool {
+        self.shared().values.lock().is_some_and(|mut table| table.forget(key.into().as_ref()))
     }
 
     /// Sends a message to one peer, see [`Socket::send_to`](crate::Socket::send_to); drives the engine while too much is under way

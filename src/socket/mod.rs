@@ -10,6 +10,7 @@ mod error;
 pub mod inline;
 #[cfg(feature = "json")]
 mod json;
+mod key;
 mod metrics;
 mod payload;
 mod sink;
@@ -35,6 +36,7 @@ pub use error::{
 };
 #[cfg(feature = "json")]
 pub use json::JsonError;
+pub use key::Key;
 pub use metrics::Metrics;
 pub use payload::{Batch, Payload, Payloads, Received};
 pub use sink::MessageSink;
@@ -202,18 +204,26 @@ impl Socket {
     /// # Errors
     /// When the message is too long, or the socket is closed.
     pub async fn send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
-        let mut payload = message.into();
+        let payload = message.into();
         if self.send_at_once(&payload) {
             return Ok(());
         }
+        self.when_room(payload, |payload| self.try_send(payload)).await
+    }
+
+    async fn when_room<'a>(
+        &self,
+        mut payload: Payload<'a>,
+        put: impl Fn(Payload<'a>) -> Result<(), TrySendError<'a>>,
+    ) -> Result<(), SendError> {
         loop {
-            payload = match self.try_send(payload) {
+            payload = match put(payload) {
                 Ok(()) => return Ok(()),
                 Err(TrySendError::Never(error)) => return Err(error),
                 Err(TrySendError::Full(payload)) => payload,
             };
             let wait = wait::Room::new(self.shared());
-            payload = match self.try_send(payload) {
+            payload = match put(payload) {
                 Ok(()) => return Ok(()),
                 Err(TrySendError::Never(error)) => return Err(error),
                 Err(TrySendError::Full(payload)) => payload,
@@ -243,6 +253,44 @@ impl Socket {
         core::offer(shared, &mut whole(&self.inner.outlet), message.into())?;
         shared.appended();
         Ok(())
+    }
+
+    /// Sends a message that is the newest value of `key`: a quote, a state, a position. Peers get it like any other message; one that
+    /// lags, under [`SlowPolicy::Conflate`](crate::SlowPolicy::Conflate), gets only the newest of each key, and one that comes late,
+    /// under [`Replay::Snapshot`](crate::Replay::Snapshot), begins with those. What must never be left out, a trade say, is sent with
+    /// [`send`](Self::send). Under ROUNDROBIN the key means nothing.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and [`SendError::KeysFull`].
+    pub async fn send_keyed<'a>(
+        &self,
+        key: impl Into<Key<'a>>,
+        message: impl Into<Payload<'a>>,
+    ) -> Result<(), SendError> {
+        let key = key.into();
+        self.when_room(message.into(), |payload| self.try_send_keyed(key, payload)).await
+    }
+
+    /// Sends a message that is the newest value of `key` if there is room for it now.
+    ///
+    /// # Errors
+    /// As [`try_send`](Self::try_send), and [`SendError::KeysFull`].
+    pub fn try_send_keyed<'a>(
+        &self,
+        key: impl Into<Key<'a>>,
+        message: impl Into<Payload<'a>>,
+    ) -> Result<(), TrySendError<'a>> {
+        let shared = self.shared();
+        core::check_open(shared).map_err(TrySendError::Never)?;
+        core::offer_keyed(shared, &mut whole(&self.inner.outlet), key.into(), message.into())?;
+        shared.appended();
+        Ok(())
+    }
+
+    /// Forgets a key that is out of use, to make room for others; false if it was not known. No snapshot has its value any more, and a
+    /// peer that lags and has not got it does not get it.
+    pub fn forget_key<'a>(&self, key: impl Into<Key<'a>>) -> bool {
+        self.shared().values.lock().is_some_and(|mut table| table.forget(key.into().as_ref()))
     }
 
     /// Sends a message to one peer, in any send mode, in order with everything else that this socket sends to it. Waits while too

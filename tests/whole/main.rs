@@ -111,6 +111,7 @@ mod bounds;
 mod circle;
 mod control;
 mod identity;
+mod keyed;
 mod late;
 mod least_once;
 mod publish;
