@@ -1,6 +1,6 @@
 //! Planted bugs: places where the engine does wrong on purpose when it is told to, so that the simulation can show that it would
-//! notice (`tests/planted.rs`). Every layer may ask [`planted`]; it is `false` at compile time, and costs nothing, unless the feature
-//! `sabotage` is on, which refuses to build without `simulation`, and even then nothing is wrong until a test plants a bug.
+//! notice (`tests/planted.rs`). Every layer may ask `planted`; it is `false` at compile time, and costs nothing, unless the feature
+//! `sabotage` is on, which is for the simulation only, and even then nothing is wrong until a test plants a bug.
 
 macro_rules! bugs {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
@@ -124,9 +124,6 @@ bugs! {
     /// An operation has the serial number of its predecessor: late completions are taken for its own.
     SerialReused,
 }
-
-#[cfg(all(feature = "sabotage", not(feature = "simulation")))]
-compile_error!("the feature `sabotage` makes an engine that can be told to do wrong: it is for the simulation only");
 
 #[cfg(feature = "sabotage")]
 std::thread_local! {

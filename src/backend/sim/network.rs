@@ -4,9 +4,7 @@
 //!   write --> | arrived, unread |  on its way: arrivals (time, bytes, end or reset)  | <= window
 //!             read <------------'
 //! ```
-//! Each end of a connection has one such pipe towards it. Bytes keep their order whatever happens; what may happen to them is
-//! in [`Fault`]. Drivers call `listen`, `connect`, `read`, `write` and the like, which never wait, and learn from `next_ready`
-//! where something has changed. The world moves time with [`Network::advance`].
+//! Each end of a connection has one such pipe towards it. Bytes keep their order; [`Fault`] says what may happen to them.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};

@@ -3,7 +3,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ fn answers(socket: &Socket, patience: Duration) -> bool {
     let mut asked = pin!(socket.wait_for_peers(usize::MAX, Duration::from_millis(1)));
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     loop {
-        if let Poll::Ready(_) = asked.as_mut().poll(&mut Context::from_waker(&waker)) {
+        if asked.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
             return true;
         }
         let left = deadline.saturating_duration_since(Instant::now());
