@@ -6,6 +6,7 @@
 //! | know exactly what is promised | [`guarantees`] |
 //! | choose between threads and none, io_uring and readiness | [`choosing`] |
 //! | know how much memory it can take | [`limits`] |
+//! | send states: newest per key, snapshots, replay | [`keyed`] |
 //! | make it faster | [`tuning`], [`performance`] |
 //! | talk to the rest of the family | [`interop`] |
 //! | come from the family's Rust library or from ZeroMQ | [`migration`] |
@@ -27,6 +28,9 @@ pub mod choosing {}
 
 #[doc = include_str!("docs/limits.md")]
 pub mod limits {}
+
+#[doc = include_str!("docs/keyed.md")]
+pub mod keyed {}
 
 #[doc = include_str!("docs/tuning.md")]
 pub mod tuning {}
