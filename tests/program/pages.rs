@@ -31,6 +31,7 @@ fn every_shell_has_completions() {
         for word in ["wait-peers", "relay", "at-least-once"] {
             assert!(text.contains(word), "{shell}: {word}");
         }
+        assert!(!text.contains("demo-subscriber"), "{shell}: what the program starts of itself");
     }
     assert_eq!(run(&["completions", "tcsh"]).code(), 2);
 }

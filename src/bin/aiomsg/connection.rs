@@ -13,7 +13,7 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::endpoint::BackendChoice;
-use crate::metrics::{self, At};
+use crate::metrics::{self, At, Served};
 use crate::terminal::note;
 
 /// How long a subscriber may hold a publisher, whose log is full, before it is disconnected: people pause `less` for
@@ -77,8 +77,12 @@ impl Common {
     }
 
     /// Serves the counters of these sockets, if that is asked for.
-    pub(crate) fn serve_metrics(&self, engine: &Engine, sockets: &[(&'static str, &blocking::Socket)]) -> Result<()> {
-        let Some(at) = &self.metrics else { return Ok(()) };
+    pub(crate) fn serve_metrics(
+        &self,
+        engine: &Engine,
+        sockets: &[(&'static str, &blocking::Socket)],
+    ) -> Result<Option<Served>> {
+        let Some(at) = &self.metrics else { return Ok(None) };
         let (engine, sockets) = (engine.clone(), sockets.iter().map(|(name, socket)| (*name, (*socket).clone())));
         let sockets: Vec<_> = sockets.collect();
         metrics::serve(at, self.quiet, move || {
@@ -87,6 +91,7 @@ impl Common {
                 .fold(Metrics::new(), |all, (name, socket)| all.socket(*name, socket.stats(), socket.peer_stats()));
             all.shards(engine.stats()).to_string()
         })
+        .map(Some)
     }
 
     /// A socket at all its places, its events told.

@@ -22,6 +22,7 @@ mod work;
 
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -44,9 +45,6 @@ struct Arguments {
 enum Command {
     /// Publish ticks to subscribers in other processes, and show what arrived and how fast
     Demo(demo::Options),
-    /// One subscriber of the demo, started by it
-    #[command(hide = true)]
-    DemoSubscriber(demo::SubscriberOptions),
     /// Send lines or records of standard input or a file as messages
     Pub(publish::Options),
     /// Write the messages that arrive to standard output or a file
@@ -67,16 +65,37 @@ enum Command {
     Man(pages::ManOptions),
 }
 
+/// What the program starts of itself: no part of the command line that people, completions and manual pages see.
+#[derive(Parser)]
+enum Own {
+    /// One subscriber of the demo
+    DemoSubscriber(demo::SubscriberOptions),
+}
+
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
     // What shards warn of are events, and the commands tell those.
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,aiomsg_uring::shard::shared=error"));
     let ansi = terminal::colours_on_stderr();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
-    let outcome = match &arguments.command {
+    let is_own = std::env::args_os().nth(1).is_some_and(|first| first == "demo-subscriber");
+    let outcome = if is_own { run_own(&Own::parse()) } else { run(&Arguments::parse()) };
+    outcome
+        .unwrap_or_else(|error| {
+            terminal::note(format!("{error:#}"));
+            Exit::Failed
+        })
+        .into()
+}
+
+fn run_own(own: &Own) -> Result<Exit> {
+    let Own::DemoSubscriber(options) = own;
+    demo::run_subscriber(options).map(|()| Exit::Done)
+}
+
+fn run(arguments: &Arguments) -> Result<Exit> {
+    match &arguments.command {
         Command::Demo(options) => demo::run(options).map(|()| Exit::Done),
-        Command::DemoSubscriber(options) => demo::run_subscriber(options).map(|()| Exit::Done),
         Command::Pub(options) => publish::run(options),
         Command::Sub(options) => subscribe::run(options),
         Command::Echo(options) => echo::run(options),
@@ -86,11 +105,5 @@ fn main() -> ExitCode {
         Command::Doctor(options) => doctor::run(options),
         Command::Completions(options) => pages::completions(options, Arguments::command()),
         Command::Man(options) => pages::man(options, Arguments::command()),
-    };
-    outcome
-        .unwrap_or_else(|error| {
-            terminal::note(format!("{error:#}"));
-            Exit::Failed
-        })
-        .into()
+    }
 }

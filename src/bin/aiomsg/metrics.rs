@@ -68,8 +68,21 @@ impl fmt::Display for At {
     }
 }
 
+/// Counters that are served; when it is dropped, at the end of the program, the socket's file goes.
+#[must_use]
+pub(crate) struct Served(At);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let At::Unix(path) = &self.0 {
+            // Somebody else may have removed it.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
 /// Serves what `render` makes, on a thread of its own, until the process ends.
-pub(crate) fn serve(at: &At, quiet: bool, render: impl Fn() -> String + Send + 'static) -> Result<()> {
+pub(crate) fn serve(at: &At, quiet: bool, render: impl Fn() -> String + Send + 'static) -> Result<Served> {
     let cannot = || format!("cannot serve counters at {at}");
     let run: Box<dyn FnOnce() + Send> = match at {
         At::Tcp(place) => {
@@ -104,7 +117,7 @@ pub(crate) fn serve(at: &At, quiet: bool, render: impl Fn() -> String + Send + '
         At::Unix(_) => anyhow::bail!("this platform has no unix-domain sockets"),
     };
     std::thread::Builder::new().name("metrics".into()).spawn(run).context("cannot start a thread")?;
-    Ok(())
+    Ok(Served(at.clone()))
 }
 
 /// One after the other, each within its time.
@@ -174,6 +187,7 @@ fn ask(mut stream: impl Read + Write, text: &mut String) -> io::Result<()> {
 pub(crate) struct Board {
     text: Arc<Mutex<String>>,
     put: Instant,
+    _served: Served,
 }
 
 impl Board {
@@ -181,8 +195,8 @@ impl Board {
     pub(crate) fn open(at: &At, quiet: bool, first: &Metrics) -> Result<Self> {
         let text = Arc::new(Mutex::new(first.to_string()));
         let shown = text.clone();
-        serve(at, quiet, move || shown.lock().unwrap_or_else(PoisonError::into_inner).clone())?;
-        Ok(Self { text, put: Instant::now() })
+        let served = serve(at, quiet, move || shown.lock().unwrap_or_else(PoisonError::into_inner).clone())?;
+        Ok(Self { text, put: Instant::now(), _served: served })
     }
 
     /// Puts up new counters if the old ones are old.

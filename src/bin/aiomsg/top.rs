@@ -29,6 +29,7 @@ const PEERS_SHOWN: usize = 30;
 Exit codes: 0 done, 1 nobody answers there, 2 wrong usage")]
 pub(crate) struct Options {
     /// Where the counters are: unix:PATH or HOST:PORT
+    #[arg(value_name = "ADDRESS")]
     at: At,
     /// How often to look
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "1")]
@@ -177,14 +178,18 @@ fn screen(at: &At, look: &Look, rates: Option<&Rates>, coloured: bool) -> String
     for (name, values) in &look.sockets {
         let old = rates.and_then(|rates| rates.old.sockets.get(name));
         let count = |name| counted(values, old, name);
+        let bytes = |name| match &rates {
+            Some(rates) => format!("{}/s", size(rates.of(old, name, level(values, name)))),
+            None => size(level(values, name)),
+        };
         text += &format!(
-            "\nsocket {name}: {} peers; sent {}, delivered {}, received {}; out {}, in {} bytes\n",
+            "\nsocket {name}: {} peers; sent {}, delivered {}, received {}; {} out, {} in\n",
             grouped(level(values, "peers") as u64),
             count("messages_sent_total"),
             count("messages_delivered_total"),
             count("messages_received_total"),
-            count("sent_bytes_total"),
-            count("received_bytes_total"),
+            bytes("sent_bytes_total"),
+            bytes("received_bytes_total"),
         );
         text += &format!(
             "  queued {}, pending {}, lag {} messages, {:.3} s; send waits {}, receive pauses {}\n",
@@ -215,7 +220,7 @@ fn screen(at: &At, look: &Look, rates: Option<&Rates>, coloured: bool) -> String
         if !peers.is_empty() {
             let head = ["delivered", "received", "lag", "lag s", "dropped", "connected s"];
             let head: String = head.iter().map(|name| format!(" {name:>13}")).collect();
-            text += &paint(&format!("  {:<32}{head}\n", "peer"), Colour::Grey, coloured);
+            text += &format!("{}\n", paint(&format!("  {:<32}{head}", "peer"), Colour::Grey, coloured));
         }
         for (key, values) in peers.iter().take(PEERS_SHOWN) {
             let old = rates.and_then(|rates| rates.old.peers.get(*key));
@@ -253,6 +258,16 @@ fn screen(at: &At, look: &Look, rates: Option<&Rates>, coloured: bool) -> String
     text
 }
 
+/// Bytes in the unit that suits them.
+fn size(bytes: f64) -> String {
+    match bytes {
+        1e9.. => format!("{:.1} GB", bytes / 1e9),
+        1e6.. => format!("{:.1} MB", bytes / 1e6),
+        1e3.. => format!("{:.1} kB", bytes / 1e3),
+        _ => format!("{bytes:.0} B"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,7 +297,9 @@ mod tests {
         let at = "h:1".parse().unwrap();
         assert_eq!(json(&at, &look, Some(&rates))["sockets"][0]["messages_sent_per_s"], 200.0);
         let shown = screen(&at, &look, Some(&rates), false);
-        for part in ["socket feed: 2 peers; sent 200/s", "dropped 3 (3 stalled)", " slow\n", "shard 0: 0/s turns"] {
+        for part in
+            ["socket feed: 2 peers; sent 200/s", "0 B/s out", "dropped 3 (3 stalled)", " slow\n", "shard 0: 0/s turns"]
+        {
             assert!(shown.contains(part), "{part} is missing in\n{shown}");
         }
         assert!(screen(&at, &look, None, false).contains("sent 500,"));

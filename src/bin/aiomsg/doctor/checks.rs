@@ -112,7 +112,11 @@ fn nofile(machine: &Machine) -> Option<Finding> {
     const NAME: &str = "open files";
     let Limit { soft, hard } = machine.limit("Max open files")?;
     let found = format!("{soft} (could be {hard})");
-    let raise = format!("ulimit -n {}   # LimitNOFILE= in a unit", hard.min(65_536).max(soft));
+    let raise = if hard > soft {
+        format!("ulimit -n {}   # LimitNOFILE= in a unit", hard.min(65_536))
+    } else {
+        "LimitNOFILE=65536 in a unit, or nofile in /etc/security/limits.conf".to_owned()
+    };
     let why = "each connection takes one; beyond the limit new peers wait unaccepted";
     Some(if soft < NOFILE_TOO_LOW {
         must(NAME, found, why, &[&raise])

@@ -127,7 +127,7 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     // The way out first: what comes in has somewhere to go.
     let outward = open(out_bind, out_connect, settings().send_mode(*out_mode).delivery_guarantee(*out_guarantee))?;
     let inward = open(&options.inward.in_bind, &options.inward.in_connect, settings().send_mode(*in_mode))?;
-    options.common.serve_metrics(&engine, &[("in", &inward), ("out", &outward)])?;
+    let _served = options.common.serve_metrics(&engine, &[("in", &inward), ("out", &outward)])?;
 
     let (forth, back) = (Arc::new(Flow::default()), Arc::new(Flow::default()));
     if options.replies {
