@@ -43,7 +43,7 @@ pub use shard::{
 #[cfg(feature = "json")]
 pub use socket::JsonError;
 pub use socket::{
-    Batch, BindError, BuildError, CloseReport, ConnectError, ControlError, Endpoint, EndpointError, Events,
-    IdentityMessages, Key, MessageSink, Messages, Metrics, Payload, Payloads, Received, RecvError, SendError, Socket,
-    SocketBuilder, Søcket, TryRecvError, TrySendError, Undelivered, WaitError, blocking, inline,
+    Batch, BindError, BindOptions, BuildError, CloseReport, ConnectError, ControlError, Endpoint, EndpointError,
+    Events, IdentityMessages, Key, MessageSink, Messages, Metrics, Payload, Payloads, Received, RecvError, SendError,
+    Socket, SocketBuilder, Søcket, TryRecvError, TrySendError, Undelivered, WaitError, blocking, inline,
 };

@@ -82,7 +82,7 @@ impl Shard {
         let config = &socket.shared.config;
         let deframer = Deframer::new(frame_bytes_max(config.message_bytes_max));
         let liveness = Liveness::new(liveness_config(config), now_ns);
-        let origin = if planted(Bug::AdoptForgets) { Origin::Listener } else { origin };
+        let origin = if planted(Bug::AdoptForgets) { Origin::Listener { flow: None } } else { origin };
         let mut link = Link::new(generation, id, conn, address, origin, deframer, liveness);
         link.identity = identity;
         let slot = self.links.insert(link);

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::backend::{Address, SocketOptions};
+use crate::backend::Address;
 use crate::log;
 use crate::protocol::Identity;
 use crate::queue::{Listener, Waiters};
@@ -11,6 +11,7 @@ use crate::shard::SocketShared;
 use crate::shard::adopt::Moving;
 use crate::shard::close::CloseReport;
 use crate::shard::control::{Answer, Done};
+use crate::shard::listener::ListenOptions;
 use crate::shard::shared::SocketId;
 
 /// A place to bind or connect to: an address, or a name that is resolved when it is needed.
@@ -34,7 +35,7 @@ pub(crate) enum Command {
     /// A socket begins on this shard, with its view of the log and of this shard's mail.
     Open { shared: Arc<SocketShared>, log: log::Reader, mail: log::Reader },
     /// Listens; answers with the bound address.
-    Bind { socket: SocketId, target: Target, options: SocketOptions, reply: Reply<std::io::Result<Address>> },
+    Bind { socket: SocketId, target: Target, options: ListenOptions, reply: Reply<std::io::Result<Address>> },
     /// Dials until the socket ends.
     Connect { socket: SocketId, target: Target },
     /// A connection that has shaken hands elsewhere moves to the shard of its peer, and stays.
@@ -51,6 +52,8 @@ pub(crate) enum Command {
     Release { socket: SocketId, shard: u32, dialer: EndKey, done: Arc<Done> },
     /// Drains, closes and forgets the socket; answers with what was not delivered.
     Close { socket: SocketId, linger_ns: u64, reply: Reply<CloseReport> },
+    /// What is done about a peer that is slow has changed.
+    Flow { socket: SocketId, identity: Identity },
     /// Answers after a while.
     Alarm { after_ns: u64, reply: Reply<()> },
     /// Ends the shard as soon as its last socket has drained.

@@ -22,7 +22,7 @@ use super::late::Replay;
 use super::policy::Flow;
 use super::retain::{Retained, hand_on};
 use super::shared::report;
-use super::slow::{Dropped, Slow};
+use super::slow::{Dropped, Slow, flow_of};
 use super::{DeliveryGuarantee, DisconnectReason, DropCause, Event, RejectReason, SocketConfig};
 use super::{EndKey, LinkKey, Op, Shard, ShardSocket, SocketId, Timer, token};
 use crate::backend::{Address, Handle, ReadBuf};
@@ -41,12 +41,12 @@ pub(super) const DRAIN_NS: u64 = 1_000_000_000;
 /// Which end made the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    Listener,
-    /// A dialer of that shard.
-    Dialer {
-        shard: u32,
-        dialer: EndKey,
+    Listener {
+        /// What is done about its peers that are slow, if not what the socket says.
+        flow: Option<Flow>,
     },
+    /// A dialer of that shard.
+    Dialer { shard: u32, dialer: EndKey },
 }
 
 /// Where in its life a link is.
@@ -256,7 +256,7 @@ impl Shard {
         }
         socket.links_open += 1;
         let config = &socket.shared.config;
-        let role = if origin == Origin::Listener { Role::Binding } else { Role::Connecting };
+        let role = if matches!(origin, Origin::Listener { .. }) { Role::Binding } else { Role::Connecting };
         let deadline_ns = now_ns.saturating_add(config.handshake_ns);
         let deframer = Deframer::new(frame_bytes_max(config.message_bytes_max));
         let liveness = Liveness::new(liveness_config(config), now_ns);
@@ -378,7 +378,8 @@ impl Shard {
                     Replay::Live | Replay::Snapshot => socket.reader.join(),
                     Replay::Oldest => socket.reader.join_oldest(),
                 };
-                link.flow = socket.shared.config.flow();
+                link.flow = flow_of(socket, link);
+                socket.marks.know(link.flow.age_ns);
             }
             Some(hub) => {
                 link.lane = Some(Box::new(Lane::open()));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::accepts::{Accepts, HELD_MAX};
 use super::control::Done;
 use super::link::{HOLD_NS, Origin};
+use super::policy::Flow;
 use super::shared::report;
 use super::{EndKey, Event, Op, RejectReason, Reply, Shard, SocketId, Target, Timer, token};
 use crate::backend::{Address, Handle, SocketOptions, is_cancelled};
@@ -25,11 +26,21 @@ pub(super) struct Listener {
     generation: u32,
     socket: SocketId,
     accepts: Accepts,
+    /// What is done about its peers that are slow, if not what the socket says.
+    flow: Option<Flow>,
     /// Where it listens.
     bound: Option<Address>,
     /// The name that this was found under, if it was.
     name: Option<Target>,
     state: State,
+}
+
+/// How to listen.
+#[derive(Clone)]
+pub(crate) struct ListenOptions {
+    pub(crate) system: SocketOptions,
+    /// What is done about peers that are slow, if not what the socket says.
+    pub(crate) flow: Option<Flow>,
 }
 
 impl Listener {
@@ -56,13 +67,13 @@ enum State {
     /// The name to bind to is being resolved.
     Resolving {
         name: Target,
-        options: SocketOptions,
+        options: ListenOptions,
         reply: Reply<std::io::Result<Address>>,
     },
     /// The address is in use, perhaps only for a moment.
     InUse {
         address: Address,
-        options: SocketOptions,
+        options: ListenOptions,
         reply: Reply<std::io::Result<Address>>,
         until_ns: u64,
     },
@@ -79,7 +90,7 @@ impl Shard {
         &mut self,
         id: SocketId,
         target: Target,
-        options: SocketOptions,
+        options: ListenOptions,
         reply: Reply<std::io::Result<Address>>,
     ) {
         if self.socket(id).is_none_or(|socket| socket.closing.is_some()) {
@@ -102,8 +113,8 @@ impl Shard {
         let generation = self.generation();
         let config = &self.socket(id)?.shared.config;
         let accepts = Accepts::new(config.accepts_per_second, config.accepts_burst);
-        let slot =
-            self.listeners.insert(Listener { generation, socket: id, accepts, bound: None, name: None, state }) as u32;
+        let listener = Listener { generation, socket: id, accepts, flow: None, bound: None, name: None, state };
+        let slot = self.listeners.insert(listener) as u32;
         Some(EndKey { slot, generation })
     }
 
@@ -112,7 +123,7 @@ impl Shard {
         &mut self,
         id: SocketId,
         address: Address,
-        options: SocketOptions,
+        options: ListenOptions,
         reply: Reply<std::io::Result<Address>>,
         until_ns: u64,
     ) {
@@ -156,9 +167,9 @@ impl Shard {
         &mut self,
         id: SocketId,
         address: &Address,
-        options: &SocketOptions,
+        options: &ListenOptions,
     ) -> std::io::Result<(EndKey, Address)> {
-        let (handle, bound) = self.backend.listen(address, options)?;
+        let (handle, bound) = self.backend.listen(address, &options.system)?;
         let Some(key) = self.add_listener(id, State::Accepting(handle)) else {
             self.backend.close(handle);
             return Err(std::io::ErrorKind::NotConnected.into());
@@ -166,6 +177,7 @@ impl Shard {
         self.backend.accept(handle, token(Op::Accept, key.slot, key.generation));
         if let Some(listener) = self.listener(key) {
             listener.bound = Some(bound.clone());
+            listener.flow = options.flow;
         }
         if let Some(socket) = self.socket(id) {
             socket.listeners.push(key);
@@ -183,9 +195,9 @@ impl Shard {
         let Some(listener) = self.listener(key).filter(|listener| matches!(listener.state, State::Accepting(_))) else {
             return self.backend.close(conn);
         };
-        let id = listener.socket;
+        let (id, origin) = (listener.socket, Origin::Listener { flow: listener.flow });
         if listener.accepts.admit(&peer, now_ns) {
-            return self.begin(id, conn, peer, Origin::Listener);
+            return self.begin(id, conn, peer, origin);
         }
         let held = &mut listener.accepts.held;
         if held.len() < HELD_MAX {

@@ -29,6 +29,7 @@ mod link;
 mod listener;
 mod logs;
 mod mail;
+mod marks;
 mod outbound;
 mod outlet;
 mod policy;
@@ -58,7 +59,9 @@ pub(crate) use control::Answer;
 pub use event::{DisconnectReason, DropCause, Event, RejectReason};
 pub(crate) use inbound::{Ack, Inbound, Message, Walker};
 pub use late::{Replay, Retention};
+pub(crate) use listener::ListenOptions;
 pub(crate) use outlet::{LastValues, Outlet, Refusal};
+pub(crate) use policy::Flow;
 pub use policy::{LagLimit, SlowPolicy, Unkeyed};
 pub use shared::SocketId;
 pub(crate) use shared::{Ended, Phase, Port, SocketIds, SocketShared};
@@ -102,6 +105,8 @@ enum Timer {
     Alarm(EndKey),
     /// A link that does not keep up.
     Slow(LinkKey),
+    /// A socket's links with a limit of age.
+    Age(SocketId),
     /// A link's unacknowledged messages.
     Resend(LinkKey),
     /// Messages kept for peers that are gone.
@@ -182,6 +187,8 @@ struct ShardSocket {
     /// The publisher's wait that a timer is set for, and since when this shard knows of it.
     stall_timed: u64,
     stall_since_ns: u64,
+    /// When what is in the log came, if some link has a limit of age.
+    marks: marks::Marks,
     /// Where the oldest chunk of the log ended when a publisher was last seen waiting.
     hold_end: Option<u64>,
     closing: Option<Closing>,
@@ -334,6 +341,7 @@ impl Shard {
             Command::DisconnectFrom { socket, target, reply } => self.disconnect_from(socket, &target, reply),
             Command::Disconnect { socket, identity, reply } => self.disconnect(socket, identity, reply),
             Command::Release { socket, shard, dialer, done } => self.release(socket, shard, dialer, &done),
+            Command::Flow { socket, identity } => self.reflow(socket, identity),
             Command::Alarm { after_ns, reply } => self.set_alarm(after_ns, reply),
             Command::Close { socket, linger_ns, reply } => self.close_socket(socket, linger_ns, reply),
             Command::Stop => self.stopping = true,
@@ -420,6 +428,7 @@ impl Shard {
             rotation: 0,
             stall_timed: 0,
             stall_since_ns: 0,
+            marks: marks::Marks::default(),
             hold_end: None,
             closing: None,
         });
@@ -466,6 +475,7 @@ impl Shard {
                 Timer::Close(socket) => self.close_due(socket),
                 Timer::Alarm(key) => self.alarm_due(key),
                 Timer::Slow(key) => self.slow_due(key),
+                Timer::Age(socket) => self.age_due(socket),
                 Timer::Resend(key) => self.resend_due(key),
                 Timer::Parked(socket) => self.parked_due(socket),
             }

@@ -38,6 +38,7 @@ impl Shard {
             }
         }
         let has_mail = socket.refresh();
+        socket.marks.note(self.now_ns, socket.visible);
         if socket.shared.wait_number() != 0 || socket.hold_end.is_some() {
             self.press(id);
         }
@@ -49,6 +50,7 @@ impl Shard {
                 self.sort_mail(id);
             }
             self.pump_all(id);
+            self.time_age(id);
         }
         if let Some(socket) = self.socket(id) {
             // AT_LEAST_ONCE keeps mail for peers that are gone, and times it: that has to be seen when it comes.

@@ -25,6 +25,7 @@ use crate::shard::inbound::Inbound;
 use crate::shard::late::Ages;
 use crate::shard::logs::LogLimit;
 use crate::shard::outlet::LastValues;
+use crate::shard::policy::Flow;
 use crate::shard::stats::{Lag, PeerStats, Stats};
 use crate::shard::tally::{Account, Counters, ShardCounters};
 
@@ -199,6 +200,8 @@ pub(crate) struct SocketShared {
     send_waits: AtomicU64,
     /// PUBLISH: if messages are kept by age. Held for a moment by a shard.
     pub(super) ages: Option<Mutex<Ages>>,
+    /// Policies of single peers.
+    flows: Mutex<HashMap<Identity, Flow, IdHash>>,
     /// Links that keep publishers waiting though the log is not full.
     gates: AtomicUsize,
     /// Connections on all shards, whatever their state.
@@ -239,6 +242,7 @@ impl SocketShared {
             room: Waiters::new(),
             blocked: AtomicU64::new(0),
             waits: AtomicU64::new(0),
+            flows: Mutex::default(),
             gates: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             shares: ports.iter().map(|_| CachePadded::new(Share::default())).collect(),
@@ -362,6 +366,21 @@ impl SocketShared {
     /// The wait that goes on now, 0 if none does.
     pub(crate) fn wait_number(&self) -> u64 {
         self.blocked.load(Ordering::SeqCst)
+    }
+
+    /// Sets or clears the policy of one peer; the limit if there are too many.
+    pub(crate) fn set_flow(&self, identity: Identity, flow: Option<Flow>) -> Result<(), usize> {
+        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        match flow {
+            Some(_) if flows.len() >= FLOWS_MAX && !flows.contains_key(&identity) => return Err(FLOWS_MAX),
+            Some(flow) => flows.insert(identity, flow),
+            None => flows.remove(&identity),
+        };
+        Ok(())
+    }
+
+    pub(super) fn flow_of(&self, identity: &Identity) -> Option<Flow> {
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner).get(identity).copied()
     }
 
     /// A link is so far behind that its policy lets publishers wait.
@@ -527,6 +546,9 @@ impl SocketShared {
 
 /// Entries of a receive queue: completions that wait for the application.
 const RECEIVE_ENTRIES: usize = 512;
+
+/// Peers with policies of their own, at most.
+const FLOWS_MAX: usize = 16_384;
 
 /// Peers that are gone and still known, at most: a message by identity to them is told from one to nobody.
 const GONE_MAX: usize = 16_384;

@@ -16,10 +16,11 @@
 //! the link has not seen (`visible`); nothing here is done per message, and nothing at all for links that are not watched.
 
 use super::lane::Lane;
-use super::link::{Link, Source};
-use super::policy::Unkeyed;
+use super::link::{Link, Origin, Source};
+use super::policy::{Flow, Unkeyed};
 use super::shared::report;
 use super::{DisconnectReason, DropCause, Event, LinkKey, Op, Shard, ShardSocket, SlowPolicy, SocketId, Timer, token};
+use crate::protocol::Identity;
 use crate::shard::config::nanos;
 
 /// What a link dropped is told at most so often.
@@ -54,13 +55,31 @@ impl Dropped {
     }
 }
 
+/// What is done about a link: what was set for its peer, or for its listener, or for all.
+pub(super) fn flow_of(socket: &ShardSocket, link: &Link) -> Flow {
+    let of_listener = match link.origin {
+        Origin::Listener { flow } => flow,
+        Origin::Dialer { .. } => None,
+    };
+    let of_peer = socket.shared.flow_of(&link.identity);
+    of_peer.or(of_listener).unwrap_or_else(|| socket.shared.config.flow())
+}
+
 impl Link {
     /// Whether it holds the oldest chunk of a log in which a publisher waits for room.
     fn is_holding(&self, socket: &ShardSocket) -> bool {
         socket.hold_end.is_some_and(|end| self.cursor.frame() <= end) && socket.shared.wait_number() != 0
     }
 
-    fn is_over(&self, socket: &ShardSocket) -> bool {
+    fn is_over(&self, socket: &ShardSocket, now_ns: u64) -> bool {
+        self.is_too_far(socket) || self.is_too_old(socket, now_ns)
+    }
+
+    fn is_too_old(&self, socket: &ShardSocket, now_ns: u64) -> bool {
+        self.flow.age_ns < u64::MAX && self.cursor.position() < socket.marks.stale(now_ns, self.flow.age_ns).position()
+    }
+
+    fn is_too_far(&self, socket: &ShardSocket) -> bool {
         let tail = self.addressed_until(socket.visible);
         let bytes = tail.position().saturating_sub(self.cursor.position());
         let messages = tail.messages().saturating_sub(self.cursor.messages());
@@ -82,12 +101,13 @@ impl Link {
 impl Shard {
     /// Looks whether a link is within its limits, and acts by its policy if it is not.
     pub(super) fn watch(&mut self, key: LinkKey) {
+        let now_ns = self.now_ns;
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
         if socket.hub.is_some() {
             return;
         }
-        if !link.is_over(socket) && !link.is_holding(socket) {
+        if !link.is_over(socket, now_ns) && !link.is_holding(socket) {
             let follows = matches!(link.flow.policy, SlowPolicy::DropNewest) && link.kept.is_some();
             if link.slow.is_none() || (!follows && !link.has_caught_up(socket)) {
                 return;
@@ -103,7 +123,7 @@ impl Shard {
         let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
         match link.flow.policy {
             SlowPolicy::Block { .. } => {
-                let over = link.is_over(socket);
+                let over = link.is_over(socket, now_ns);
                 if let Some(slow) = link.slow.as_mut().filter(|slow| over && !slow.gates) {
                     slow.gates = true;
                     socket.shared.shut_gate();
@@ -126,6 +146,7 @@ impl Shard {
     fn skip(&mut self, key: LinkKey) {
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
+        let now_ns = self.now_ns;
         let (from, tail, flow) = (link.cursor, link.addressed_until(socket.visible), link.flow);
         match flow.policy {
             SlowPolicy::Conflate { unkeyed } => return self.conflate(key, unkeyed),
@@ -136,15 +157,22 @@ impl Shard {
         }
         let start = from.frame_start();
         let newest = flow.policy == SlowPolicy::DropNewest;
+        let stale = if link.is_too_old(socket, now_ns) { socket.marks.stale(now_ns, flow.age_ns) } else { start };
         let target = if newest {
             tail
         } else {
-            let freed = socket.hold_end.filter(|_| link.is_holding(socket)).unwrap_or(0).min(tail.position());
-            let position = tail.position().saturating_sub(flow.bytes / 2).max(freed);
-            let messages = tail.messages().saturating_sub((flow.messages / 2).max(1));
+            let (mut position, mut messages) = (0, 0);
+            let holding = link.is_holding(socket);
+            if holding || link.is_too_far(socket) {
+                let freed = socket.hold_end.filter(|_| holding).unwrap_or(0).min(tail.position());
+                position = tail.position().saturating_sub(flow.bytes / 2).max(freed);
+                messages = tail.messages().saturating_sub((flow.messages / 2).max(1));
+            }
             let target = socket.reader.boundary(start, position, messages);
-            // The newest message stays whatever its size.
-            if target != tail { target } else { socket.reader.boundary(start, 0, tail.messages().saturating_sub(1)) }
+            // The newest message stays whatever its size, unless it is too old.
+            let newest = tail.messages().saturating_sub(1);
+            let target = if target != tail { target } else { socket.reader.boundary(start, 0, newest) };
+            if stale.position() > target.position() { link.addressed_until(stale) } else { target }
         };
         if target.position() <= from.position() {
             return;
@@ -170,13 +198,16 @@ impl Shard {
         }
         socket.released |= socket.reader.advance(from, target);
         link.cursor = target;
-        let messages = target.messages() - resume.messages();
         let id = link.socket;
-        let cause = if newest { DropCause::Newest } else { DropCause::Oldest };
         link.count_cursor(socket.counters());
         link.count_lane(socket.counters());
-        link.count(socket.counters(), |tally| tally.dropped(cause), messages);
-        if messages > 0 {
+        let missed = target.messages() - resume.messages();
+        let too_old = if newest { 0 } else { stale.messages().saturating_sub(resume.messages()).min(missed) };
+        let cause = if newest { DropCause::Newest } else { DropCause::Oldest };
+        for (cause, messages) in [(DropCause::TooOld, too_old), (cause, missed - too_old)] {
+            let Some(link) = self.links.get_mut(key.slot as usize).filter(|_| messages > 0) else { continue };
+            let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { continue };
+            link.count(socket.counters(), |tally| tally.dropped(cause), messages);
             self.dropped(key, messages, cause);
         }
         self.touch(id);
@@ -260,6 +291,41 @@ impl Shard {
             socket.shared.open_gate();
             socket.released = true;
             self.touch(id);
+        }
+    }
+
+    /// A peer's policy has changed.
+    pub(super) fn reflow(&mut self, id: SocketId, identity: Identity) {
+        let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
+        let Some(&key) = socket.by_identity.get(&identity) else { return };
+        let Some(link) = self.links.get_mut(key.slot as usize).filter(|_| socket.hub.is_none()) else { return };
+        link.flow = flow_of(socket, link);
+        socket.marks.know(link.flow.age_ns);
+        // If it is slow by the new one as well, that begins now.
+        self.caught_up(key);
+        self.pump(key);
+        self.time_age(id);
+    }
+
+    /// Sees to it that links whose oldest message becomes too old are looked at then.
+    pub(super) fn time_age(&mut self, id: SocketId) {
+        let now_ns = self.now_ns;
+        let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
+        let Some(apart_ns) = socket.marks.apart_ns().filter(|_| !socket.marks.timed) else { return };
+        let due = |key: &LinkKey| {
+            let link = self.links.get(key.slot as usize).filter(|link| link.flow.age_ns < u64::MAX)?;
+            socket.marks.due_ns(link.cursor, link.flow.age_ns)
+        };
+        if let Some(due_ns) = socket.links.iter().filter_map(due).min() {
+            socket.marks.timed = true;
+            self.timers.set(due_ns.max(now_ns.saturating_add(apart_ns)), Timer::Age(id));
+        }
+    }
+
+    pub(super) fn age_due(&mut self, id: SocketId) {
+        if let Some(socket) = self.socket(id) {
+            socket.marks.timed = false;
+            self.flush(id);
         }
     }
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{
-    Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Key, Payload, Received,
-    RecvError, SendError, SocketBuilder, TryRecvError, TrySendError, WaitError, bound, wait,
+    Batch, BindError, BindOptions, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Key, Payload,
+    Received, RecvError, SendError, SocketBuilder, TryRecvError, TrySendError, WaitError, wait,
 };
 use crate::backend::Address;
 use crate::protocol::Identity;
@@ -67,9 +67,7 @@ impl Socket {
         E: TryInto<Endpoint>,
         EndpointError: From<E::Error>,
     {
-        let (reply, endpoint) = self.socket.start_bind(endpoint)?;
-        wait::answer_blocking(&reply, self.socket.shared())
-            .map_or(Err(BindError::Closed), |result| bound(result, endpoint))
+        self.bind_with(endpoint, BindOptions::new())
     }
 
     /// Connects for the socket's life, see [`Socket::connect`](crate::Socket::connect).

@@ -22,7 +22,7 @@ use crate::shard::{
 pub(super) fn put_at_once(shared: &SocketShared, outlet: &mut Outlet, payload: &Payload<'_>) -> bool {
     match payload {
         Payload::Borrowed(bytes) if bytes.len() <= shared.config.message_bytes_max => {
-            shared.phase() == Phase::Open && outlet.put(bytes).is_ok()
+            shared.phase() == Phase::Open && !shared.is_gated() && outlet.put(bytes).is_ok()
         }
         _ => false,
     }

@@ -258,7 +258,7 @@ impl fmt::Display for WaitError {
 
 impl std::error::Error for WaitError {}
 
-/// Why what was asked for could not be taken back.
+/// Why what was asked for could not be taken back, or changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ControlError {
@@ -280,6 +280,11 @@ pub enum ControlError {
     },
     /// The peer is not connected.
     NotConnected(Identity),
+    /// So many peers have policies of their own already.
+    TooManyPolicies {
+        /// The limit.
+        max: usize,
+    },
     /// The socket is closed.
     Closed,
 }
@@ -300,6 +305,9 @@ impl fmt::Display for ControlError {
                 list(connecting)
             ),
             Self::NotConnected(identity) => write!(f, "peer {identity} is not connected: use an identity from peers()"),
+            Self::TooManyPolicies { max } => {
+                write!(f, "{max} peers have policies of their own: clear some, or set one for the socket or a listener")
+            }
             Self::Closed => f.write_str("the socket is closed"),
         }
     }

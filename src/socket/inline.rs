@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{
-    Batch, BindError, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Key, Payload, Received,
-    RecvError, SendError, TryRecvError, TrySendError, WaitError, bound, core,
+    Batch, BindError, BindOptions, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Key, Payload,
+    Received, RecvError, SendError, TryRecvError, TrySendError, WaitError, core,
 };
 use crate::backend::Address;
 use crate::engine::inline::InlineEngine;
@@ -192,18 +192,7 @@ impl Socket {
         E: TryInto<Endpoint>,
         EndpointError: From<E::Error>,
     {
-        let endpoint = endpoint.try_into().map_err(|error| BindError::Endpoint(error.into()))?;
-        core::check_open(self.shared()).map_err(|_| BindError::Closed)?;
-        let reply = Reply::new();
-        let options = self.shared().config.options.clone();
-        let target = endpoint.0.clone();
-        self.engine.inner.command(Command::Bind { socket: self.id(), target, options, reply: reply.clone() });
-        loop {
-            if let Some(result) = reply.take() {
-                return bound(result, endpoint);
-            }
-            self.engine.drive(u64::MAX).map_err(|_| BindError::Closed)?;
-        }
+        self.bind_with(endpoint, BindOptions::new())
     }
 
     /// Connects for the socket's life, see [`Socket::connect`](crate::Socket::connect). A name is resolved on a thread that lives

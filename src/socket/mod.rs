@@ -14,6 +14,7 @@ mod key;
 mod metrics;
 mod payload;
 mod sink;
+mod slow;
 mod stream;
 mod wait;
 
@@ -40,6 +41,7 @@ pub use key::Key;
 pub use metrics::Metrics;
 pub use payload::{Batch, Payload, Payloads, Received};
 pub use sink::MessageSink;
+pub use slow::BindOptions;
 pub use stream::{Events, IdentityMessages, Messages};
 
 /// A smart socket: binds and connects, any number of times each, holds any number of peers, and turns their streams into messages.
@@ -152,14 +154,15 @@ impl Socket {
         E: TryInto<Endpoint>,
         EndpointError: From<E::Error>,
     {
-        let (pending, endpoint) = self.start_bind(endpoint)?;
-        wait::answer(&pending, &self.shared().ended)
-            .await
-            .map_or(Err(BindError::Closed), |result| bound(result, endpoint))
+        self.bind_with(endpoint, BindOptions::new()).await
     }
 
     /// Hands the request to the engine.
-    fn start_bind<E>(&self, endpoint: E) -> Result<(Reply<std::io::Result<Address>>, Endpoint), BindError>
+    fn start_bind<E>(
+        &self,
+        endpoint: E,
+        options: &BindOptions,
+    ) -> Result<(Reply<std::io::Result<Address>>, Endpoint), BindError>
     where
         E: TryInto<Endpoint>,
         EndpointError: From<E::Error>,
@@ -167,7 +170,7 @@ impl Socket {
         let endpoint = endpoint.try_into().map_err(|error| BindError::Endpoint(error.into()))?;
         core::check_open(self.shared()).map_err(|_| BindError::Closed)?;
         let reply = Reply::new();
-        let (socket, options) = (self.shared().id, self.shared().config.options.clone());
+        let (socket, options) = (self.shared().id, options.on(self.shared()));
         let command = Command::Bind { socket, target: endpoint.0.clone(), options, reply: reply.clone() };
         self.home(command).map_err(|_| BindError::Closed)?;
         Ok((reply, endpoint))
