@@ -1,5 +1,8 @@
 //! `echo` and `relay`, with Python peers where there are any.
 
+use std::io::Write;
+use std::process::Stdio;
+
 use aiomsg_uring::{DeliveryGuarantee, Identity, SendMode, Socket};
 use serde_json::{Value, json};
 
@@ -113,4 +116,22 @@ fn answers_find_the_way_back_through_a_relay() {
         asked.sort_unstable();
         assert_eq!(answers, asked);
     }
+}
+
+#[test]
+fn a_peer_that_stands_still_costs_the_publisher_what_was_chosen() {
+    let mut sub = Program::start(&["sub", "-b", "127.0.0.1:0"]);
+    let address = sub.address();
+    let arguments = ["pub", "-c", &address, "-v", "--slow-peers", "drop-oldest", "--lag-max", "100", "--linger", "0.5"];
+    let mut publisher = Program::start_with(&arguments, Stdio::piped(), Stdio::null());
+    publisher.said("connected ");
+    sub.signal("STOP");
+    // More than the kernel's buffers hold.
+    let line = [vec![b'x'; 60_000], b"\n".to_vec()].concat();
+    let mut input = publisher.input();
+    (0..2000).for_each(|_| input.write_all(&line).expect("written"));
+    drop(input);
+    let end = publisher.end();
+    assert_eq!(end.code(), 3, "{end:?}");
+    assert!(end.stderr.contains("2,000 messages sent") && end.stderr.contains(" dropped, "), "{}", end.stderr);
 }

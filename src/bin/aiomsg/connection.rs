@@ -5,12 +5,12 @@
 use std::time::{Duration, Instant};
 
 use aiomsg_uring::{
-    DeliveryGuarantee, DisconnectReason, Endpoint, Engine, Event, Identity, Metrics, SendMode, Socket, SocketBuilder,
-    blocking,
+    DeliveryGuarantee, DisconnectReason, Endpoint, Engine, Event, Identity, LagLimit, Metrics, SendMode, SlowPolicy,
+    Socket, SocketBuilder, blocking,
 };
 use anyhow::{Context, Result};
-use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueEnum};
 
 use crate::endpoint::BackendChoice;
 use crate::metrics::{self, At, Served};
@@ -50,6 +50,38 @@ pub(crate) struct Common {
     /// Tell on standard error who connects and leaves
     #[arg(long, short)]
     pub(crate) verbose: bool,
+}
+
+/// What a publisher does about peers that do not keep up.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SlowPeers {
+    /// When a peer does not keep up: wait for it, 10 s at most, then disconnect it; drop its oldest or its newest messages; or disconnect it after a second. Publish mode only
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t = SlowChoice::Wait)]
+    slow_peers: SlowChoice,
+    /// How many messages a peer may be behind before that [default: what half of the log holds, 16 MiB]
+    #[arg(long, value_name = "MESSAGES", value_parser = clap::value_parser!(u64).range(1..))]
+    lag_max: Option<u64>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum SlowChoice {
+    Wait,
+    DropOldest,
+    DropNewest,
+    Disconnect,
+}
+
+impl SlowPeers {
+    /// The settings with this in them.
+    pub(crate) fn apply(&self, settings: SocketBuilder) -> SocketBuilder {
+        let policy = match self.slow_peers {
+            SlowChoice::Wait => SlowPolicy::Block { max_wait: STALL_MAX },
+            SlowChoice::DropOldest => SlowPolicy::DropOldest,
+            SlowChoice::DropNewest => SlowPolicy::DropNewest,
+            SlowChoice::Disconnect => SlowPolicy::Disconnect { after: Duration::from_secs(1) },
+        };
+        settings.slow_policy(policy).lag_limit(LagLimit { messages: self.lag_max, ..LagLimit::default() })
+    }
 }
 
 /// The parser of `--mode`.
@@ -96,7 +128,7 @@ impl Common {
 
     /// A socket at all its places, its events told.
     pub(crate) fn open(&self, engine: &Engine, places: &Places, settings: SocketBuilder) -> Result<blocking::Socket> {
-        let socket = settings.engine(engine).publish_stall_max(STALL_MAX).build_blocking()?;
+        let socket = settings.engine(engine).build_blocking()?;
         for place in &places.bind {
             let address = socket.bind(place.clone())?;
             // The port that was asked for is no news.
@@ -150,7 +182,7 @@ fn tell_events(socket: &blocking::Socket, verbose: bool) {
             {
                 note(event);
             }
-            Event::Dropped { .. } | Event::Expired { .. } => note(event),
+            Event::Slow { .. } | Event::Dropped { .. } | Event::Expired { .. } => note(event),
             _ => {}
         }
     }

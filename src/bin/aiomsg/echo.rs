@@ -12,7 +12,7 @@ use crate::connection::Places;
 use crate::endpoint::{BackendChoice, Endpoint, EngineKind};
 use crate::exit::Exit;
 use crate::metrics::{At, Board};
-use crate::terminal::{grouped, note};
+use crate::terminal::{grouped, note, report};
 use crate::work::{is_interrupted, on_interrupt};
 
 /// The longest time without a look at whether a signal has come.
@@ -73,7 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     counts.lost += endpoint.close();
     if options.json {
         let seconds = started.elapsed().as_secs_f64();
-        eprintln!("{}", json!({ "received": counts.received, "lost": counts.lost, "seconds": seconds }));
+        report(json!({ "received": counts.received, "lost": counts.lost, "seconds": seconds }));
     } else if !options.quiet {
         note(format!("{} messages, {} of them not sent back", grouped(counts.received), grouped(counts.lost)));
     }

@@ -202,11 +202,6 @@ fn standard_output() -> Box<dyn Write + Send> {
     Box::new(io::stdout())
 }
 
-/// Whether the reader of the output has gone: an ordinary end, as in `aiomsg sub ... | head`.
-pub(crate) fn is_reader_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::BrokenPipe
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

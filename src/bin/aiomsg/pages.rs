@@ -1,7 +1,6 @@
 //! `aiomsg completions` and `aiomsg man`: what shells and manual readers need, made from the same description of the
 //! command line that parses it, so that they cannot be out of date.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -9,7 +8,7 @@ use clap::{Args, Command};
 use clap_complete::Shell;
 
 use crate::exit::Exit;
-use crate::framing::is_reader_gone;
+use crate::terminal::print;
 
 /// The options of `aiomsg completions`.
 #[derive(Args, Debug)]
@@ -33,7 +32,8 @@ pub(crate) struct ManOptions {
 pub(crate) fn completions(options: &CompletionsOptions, mut command: Command) -> Result<Exit> {
     let mut script = Vec::new();
     clap_complete::generate(options.shell, &mut command, "aiomsg", &mut script);
-    print(&script)
+    print(script)?;
+    Ok(Exit::Done)
 }
 
 /// Prints the manual page, or writes all of them.
@@ -41,17 +41,11 @@ pub(crate) fn man(options: &ManOptions, command: Command) -> Result<Exit> {
     let Some(folder) = &options.folder else {
         let mut page = Vec::new();
         clap_mangen::Man::new(command).render(&mut page).context("cannot render the page")?;
-        return print(&page);
+        print(page)?;
+        return Ok(Exit::Done);
     };
     std::fs::create_dir_all(folder)
         .and_then(|()| clap_mangen::generate_to(command, folder))
         .with_context(|| format!("cannot write pages into {}", folder.display()))?;
     Ok(Exit::Done)
-}
-
-fn print(text: &[u8]) -> Result<Exit> {
-    match io::stdout().write_all(text) {
-        Err(error) if !is_reader_gone(&error) => Err(error).context("cannot write"),
-        _ => Ok(Exit::Done),
-    }
 }

@@ -11,10 +11,10 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 
-use crate::connection::{Common, Places, guarantee, mode, seconds, wait_for};
+use crate::connection::{Common, Places, SlowPeers, guarantee, mode, seconds, wait_for};
 use crate::exit::{self, Exit};
 use crate::framing::{Framing, Input, Record};
-use crate::terminal::{grouped, note};
+use crate::terminal::{self, grouped, note};
 use crate::work::Work;
 
 /// A sender that is later than this does not catch up: it goes on at its rate.
@@ -59,6 +59,8 @@ pub(crate) struct Options {
     /// How long to wait for --wait-peers and --to
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     timeout: Duration,
+    #[command(flatten)]
+    slow: SlowPeers,
     /// How long to wait at the end for messages to be sent (at-least-once: to be acknowledged)
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "5")]
     linger: Duration,
@@ -93,6 +95,7 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let work = Work::new()?;
     let engine = options.common.engine()?;
     let settings = Socket::builder().send_mode(mode).delivery_guarantee(options.guarantee).linger(options.linger);
+    let settings = options.slow.apply(settings);
     let settings = options.identity.into_iter().fold(settings, SocketBuilder::identity);
     let socket = options.common.open(&engine, &options.places, settings)?;
     let _served = options.common.serve_metrics(&engine, &[("pub", &socket)])?;
@@ -210,17 +213,14 @@ fn report(options: &Options, stats: &Stats, undelivered: u64, elapsed: Duration)
     let dropped = stats.messages_dropped - stats.drops.of(DropCause::Closed);
     let expired = stats.messages_expired;
     if options.json {
-        eprintln!(
-            "{}",
-            json!({
-                "sent": stats.messages_sent,
-                "delivered": stats.messages_delivered,
-                "dropped": dropped,
-                "expired": expired,
-                "undelivered": undelivered,
-                "seconds": elapsed.as_secs_f64(),
-            })
-        );
+        terminal::report(json!({
+            "sent": stats.messages_sent,
+            "delivered": stats.messages_delivered,
+            "dropped": dropped,
+            "expired": expired,
+            "undelivered": undelivered,
+            "seconds": elapsed.as_secs_f64(),
+        }));
     } else if !options.common.quiet {
         let mut text = format!(
             "{} messages sent, {} deliveries to {} peers in {:.1} s",

@@ -13,8 +13,8 @@ use serde_json::json;
 
 use crate::connection::{Common, Places, seconds};
 use crate::exit::Exit;
-use crate::framing::{Framing, Output, is_reader_gone};
-use crate::terminal::{grouped, note};
+use crate::framing::{Framing, Output};
+use crate::terminal::{self, grouped, is_reader_gone, note};
 use crate::work::Work;
 
 /// Messages that are written and acknowledged together at most.
@@ -141,7 +141,7 @@ fn report(options: &Options, written: &Written, elapsed: Duration) {
     let (messages, bytes) = (written.messages.load(Relaxed), written.bytes.load(Relaxed));
     let seconds = elapsed.as_secs_f64();
     if options.json {
-        eprintln!("{}", json!({ "received": messages, "bytes": bytes, "seconds": seconds }));
+        terminal::report(json!({ "received": messages, "bytes": bytes, "seconds": seconds }));
     } else if !options.common.quiet {
         note(format!("{} messages, {} bytes received in {seconds:.1} s", grouped(messages), grouped(bytes)));
     }

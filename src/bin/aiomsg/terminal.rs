@@ -1,14 +1,34 @@
 //! What people see while a command runs: notes on standard error, a live line where that is a terminal, and colours
 //! only there and only without `NO_COLOR`. Standard output is for results alone.
 
-use std::io::{IsTerminal, stderr, stdout};
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write, stderr, stdout};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// A note to the user: one line on standard error under the program's name.
-pub(crate) fn note(text: impl std::fmt::Display) {
-    eprintln!("aiomsg: {text}");
+pub(crate) fn note(text: impl Display) {
+    report(format_args!("aiomsg: {text}"));
+}
+
+/// A line on standard error. Nobody may listen there any more, which is no reason to fail.
+pub(crate) fn report(line: impl Display) {
+    let _ = writeln!(stderr(), "{line}");
+}
+
+/// Results, to standard output. A reader who has had enough is fine.
+pub(crate) fn print(text: impl AsRef<[u8]>) -> Result<()> {
+    match stdout().write_all(text.as_ref()).and_then(|()| stdout().flush()) {
+        Err(error) if !is_reader_gone(&error) => Err(error).context("cannot write"),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the reader of the output has gone: an ordinary end, as in `aiomsg sub ... | head`.
+pub(crate) fn is_reader_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe
 }
 
 /// Whether standard error may be coloured.

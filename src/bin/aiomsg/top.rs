@@ -12,9 +12,8 @@ use serde_json::{Map, Value, json};
 
 use crate::connection::seconds;
 use crate::exit::Exit;
-use crate::framing::is_reader_gone;
 use crate::metrics::{At, fetch};
-use crate::terminal::{Colour, colours_on_stdout, grouped, note, paint};
+use crate::terminal::{Colour, colours_on_stdout, grouped, is_reader_gone, note, paint};
 
 /// Peers that a screen shows.
 const PEERS_SHOWN: usize = 30;

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::connection::seconds;
 use crate::endpoint::{BackendChoice, Endpoint, EngineKind};
 use crate::exit::Exit;
-use crate::terminal::{Live, grouped, note};
+use crate::terminal::{Live, grouped, note, print};
 use plot::Chart;
 
 /// Bytes of a message's own number and time.
@@ -162,9 +162,9 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     );
     let table = table(&format!("{title}; {about}"), &rows);
     if common.json {
-        println!("{}", json(title, &info, &rows));
+        print(format!("{}\n", json(title, &info, &rows)))?;
     } else {
-        print!("{table}");
+        print(&table)?;
     }
     if let Some(path) = &common.plot {
         draw(path, title, &about, &table, &rows)?;

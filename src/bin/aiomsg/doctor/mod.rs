@@ -6,16 +6,13 @@
 mod checks;
 mod machine;
 
-use std::io::{self, Write as _};
-
 use aiomsg_uring::{Backend, Engine};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
-use crate::framing::is_reader_gone;
-use crate::terminal::{Colour, colours_on_stdout, paint};
+use crate::terminal::{Colour, colours_on_stdout, paint, print};
 use machine::Machine;
 
 /// The options of `aiomsg doctor`.
@@ -62,10 +59,7 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let ring = Engine::builder().backend(Backend::Uring).build().map(drop).map_err(|error| error.to_string());
     let findings = checks::all(&Machine::real(), &ring);
     let text = if options.json { format!("{}\n", json(&findings)) } else { text(&findings, colours_on_stdout()) };
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if !is_reader_gone(&error) => return Err(error).context("cannot write"),
-        _ => {}
-    }
+    print(text)?;
     Ok(if findings.iter().any(|finding| finding.verdict == Verdict::Fix) { Exit::Failed } else { Exit::Done })
 }
 

@@ -13,9 +13,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::connection::{Common, Places, guarantee, mode, seconds};
+use crate::connection::{Common, Places, SlowPeers, guarantee, mode, seconds};
 use crate::exit::Exit;
-use crate::terminal::{Live, grouped, note};
+use crate::terminal::{Live, grouped, note, report};
 use crate::work::{Work, is_interrupted};
 
 /// How often the counters are shown, on a terminal and else.
@@ -41,6 +41,8 @@ pub(crate) struct Options {
     /// Give each message to one out-peer in turn, and its answer to the in-peer that asked; out-peers answer each message once, in order
     #[arg(long, conflicts_with_all = ["out_mode", "out_guarantee"])]
     replies: bool,
+    #[command(flatten)]
+    slow: SlowPeers,
     /// How long to wait at the end for messages to be sent
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "5")]
     linger: Duration,
@@ -120,7 +122,7 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let work = Work::new()?;
     let engine = options.common.engine()?;
     let Outward { places: OutPlaces { out_bind, out_connect }, out_mode, in_mode, out_guarantee } = &options.outward;
-    let settings = || Socket::builder().linger(options.linger);
+    let settings = || options.slow.apply(Socket::builder().linger(options.linger));
     let open = |bind: &[Endpoint], connect: &[Endpoint], settings| {
         options.common.open(&engine, &Places { bind: bind.to_vec(), connect: connect.to_vec() }, settings)
     };
@@ -174,10 +176,7 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     });
     let lost = lost.iter().sum::<u64>() + forth.lost.load(Relaxed) + back.lost.load(Relaxed);
     if options.json {
-        eprintln!(
-            "{}",
-            json!({ "forth": forth.json(), "back": back.json(), "undelivered": undelivered, "lost": lost })
-        );
+        report(json!({ "forth": forth.json(), "back": back.json(), "undelivered": undelivered, "lost": lost }));
     } else if !options.common.quiet {
         let [forth, back] = [&forth, &back].map(|flow| grouped(flow.passed.load(Relaxed)));
         note(format!(
