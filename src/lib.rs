@@ -20,6 +20,9 @@ mod backend;
 #[doc(hidden)]
 pub mod bench_support;
 mod engine;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod log;
 pub mod manual;
 mod protocol;

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The layers, each with the layers that it may name. The five lowest do not know each other; the simulation stands
-/// above all, and nobody knows it.
-const LAYERS: [(&str, &[&str]); 9] = [
+/// The layers, each with the layers that it may name. The five lowest do not know each other; simulation and fuzzing
+/// stand above all, and nobody knows them.
+const LAYERS: [(&str, &[&str]); 10] = [
+    ("fuzzing", &["socket", "engine", "shard", "protocol", "log", "transport", "queue", "backend"]),
     ("simulation", &["socket", "engine", "shard", "protocol", "log", "transport", "queue", "backend"]),
     ("socket", &["engine", "shard", "protocol", "log", "transport", "queue", "backend"]),
     ("engine", &["shard", "protocol", "log", "transport", "queue", "backend"]),

@@ -75,7 +75,11 @@ impl fmt::Display for Address {
         match self {
             Address::Ip(address) => address.fmt(f),
             #[cfg(unix)]
-            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Unix(path) => {
+                // The first two slashes of three or more are read as part of the scheme.
+                let authority = if path.as_os_str().as_encoded_bytes().starts_with(b"//") { "//" } else { "" };
+                write!(f, "unix:{authority}{}", path.display())
+            }
             #[cfg(target_os = "linux")]
             Address::Inherited(fd) => write!(f, "fd:{fd}"),
         }

@@ -19,6 +19,8 @@ mod open;
 mod options;
 mod poll;
 mod pool;
+#[cfg(any(test, feature = "fuzzing"))]
+mod pool_ops;
 mod resolver;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) mod sim;
@@ -45,6 +47,8 @@ use open::probe;
 pub(crate) use options::{BackendOptions, PoolOptions};
 pub use options::{Choice, Kind, SocketOptions};
 pub(crate) use pool::Lease;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use pool_ops::pool_ops;
 pub(crate) use sockets::Stream;
 
 /// The most bytes that one [`Backend::read`] can ask for.

@@ -191,8 +191,10 @@ mod models {
         }
     }
 
-    fn no_wake_up_is_lost(producers: usize) {
-        loom::model(move || {
+    fn no_wake_up_is_lost(producers: usize, preemptions_max: usize) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(preemptions_max);
+        builder.check(move || {
             let bed = Arc::new(Bed(Notify::new()));
             let shared = Arc::new((Doorbell::new(), AtomicUsize::new(0)));
             shared.0.set_waker(Waker::from(bed.clone()));
@@ -216,11 +218,11 @@ mod models {
 
     #[test]
     fn one_producer() {
-        no_wake_up_is_lost(1);
+        no_wake_up_is_lost(1, 4);
     }
 
     #[test]
     fn two_producers() {
-        no_wake_up_is_lost(2);
+        no_wake_up_is_lost(2, 2);
     }
 }

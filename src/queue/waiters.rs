@@ -18,11 +18,20 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicUsize, fence};
+use std::sync::{Arc, PoisonError};
+#[cfg(not(loom))]
+use std::sync::{Mutex, MutexGuard};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicUsize, fence};
+#[cfg(loom)]
+use loom::sync::{Mutex, MutexGuard};
 
 /// Wakers called between two visits to the lock at most.
 const BATCH: usize = 32;
@@ -237,7 +246,48 @@ impl Wake for Unpark {
     }
 }
 
-#[cfg(test)]
+/// Every interleaving, to be run by `tests/loom/run`. Taking either fence away must make the model fail.
+#[cfg(all(test, loom))]
+mod models {
+    use loom::sync::Notify;
+
+    use super::*;
+
+    struct Bed(Notify);
+
+    impl Wake for Bed {
+        fn wake(self: Arc<Self>) {
+            self.0.notify();
+        }
+    }
+
+    #[test]
+    fn who_listens_before_the_last_look_is_notified() {
+        loom::model(|| {
+            let shared = Arc::new((Waiters::new(), AtomicUsize::new(0)));
+            let notifier = loom::thread::spawn({
+                let shared = shared.clone();
+                move || {
+                    shared.1.store(1, Ordering::Relaxed);
+                    shared.0.notify(1);
+                }
+            });
+            let bed = Arc::new(Bed(Notify::new()));
+            let waker = Waker::from(bed.clone());
+            let mut listener = shared.0.listen();
+            if shared.1.load(Ordering::Relaxed) == 0 {
+                // A lost notification leaves this thread asleep with nobody to run: loom reports the deadlock.
+                while Pin::new(&mut listener).poll(&mut Context::from_waker(&waker)).is_pending() {
+                    bed.0.wait();
+                }
+            }
+            drop(listener);
+            notifier.join().unwrap();
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

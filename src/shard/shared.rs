@@ -15,7 +15,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::log;
 use crate::protocol::{IdHash, Identity, MsgId};
-use crate::queue::{Commands, Doorbell, ReceiveQueue, Waiters};
+use crate::queue::{Commands, Doorbell, Marks, ReceiveQueue, Waiters};
 use crate::sabotage::{Bug, planted};
 use crate::shard::LinkKey;
 use crate::shard::command::Command;
@@ -161,10 +161,6 @@ pub(crate) enum Phase {
 /// What one shard has of a socket.
 #[derive(Default)]
 struct Share {
-    /// The socket is, or is about to be, among the port's dirty ones. Cleared by the shard.
-    dirty: AtomicBool,
-    /// Live links there. Written by the shard.
-    links: AtomicUsize,
     /// There is room in the receive queue again. Set by the application, cleared by the shard.
     resume: AtomicBool,
     /// Messages that the application is done with. Held for a moment by either; bounded by what was received.
@@ -206,6 +202,8 @@ pub(crate) struct SocketShared {
     gates: AtomicUsize,
     /// Connections on all shards, whatever their state.
     connections: AtomicUsize,
+    /// Which shards have something to send.
+    marks: Marks,
     /// What each shard has of it.
     shares: Box<[CachePadded<Share>]>,
     phase: AtomicU8,
@@ -225,6 +223,7 @@ impl SocketShared {
         SocketShared {
             id: taken.id,
             home: taken.id.index() % ports.len(),
+            marks: Marks::new(taken.id.index() % ports.len(), ports.len()),
             _taken: taken,
             identity,
             inbox: ReceiveQueue::new(RECEIVE_ENTRIES, config.receive_bytes_max),
@@ -266,7 +265,7 @@ impl SocketShared {
     /// Tells a shard that there is something new for it: in the log, or in its mail.
     #[inline]
     pub(crate) fn mark_dirty(&self, shard: usize) {
-        if !self.shares[shard].dirty.swap(true, Ordering::AcqRel) {
+        if self.marks.mark(shard) {
             self.wake(shard);
         }
     }
@@ -281,28 +280,18 @@ impl SocketShared {
 
     /// The home shard passes the word on: the other shards with links of this socket have something to send too.
     pub(crate) fn tell_others(&self, home: usize) {
-        for (shard, share) in self.shares.iter().enumerate() {
-            if shard != home && share.links.load(Ordering::SeqCst) > 0 {
-                self.mark_dirty(shard);
-            }
-        }
+        self.marks.others(home).for_each(|shard| self.mark_dirty(shard));
     }
 
     /// The shard is about to look at the log and its mail.
     pub(crate) fn take_dirty(&self, shard: usize) {
-        self.shares[shard].dirty.swap(false, Ordering::AcqRel);
+        self.marks.take(shard);
     }
 
     /// Lets senders not ring the home shard while there is nobody to send to. A link that joins undoes it and looks at the log.
     pub(crate) fn keep_dirty(&self) {
-        let nobody = || self.shares.iter().all(|share| share.links.load(Ordering::SeqCst) == 0);
-        if nobody() {
-            self.shares[self.home].dirty.swap(true, Ordering::SeqCst);
-            if !nobody() {
-                // Somebody joined meanwhile, and may have looked at the log before a sender that found the mark.
-                self.take_dirty(self.home);
-                self.mark_dirty(self.home);
-            }
+        if self.marks.keep() {
+            self.wake(self.home);
         }
     }
 
@@ -323,12 +312,11 @@ impl SocketShared {
 
     /// A link of this socket lives on `shard` now.
     pub(crate) fn link_joined(&self, shard: usize) {
-        self.shares[shard].links.fetch_add(1, Ordering::SeqCst);
-        self.shares[self.home].dirty.swap(false, Ordering::SeqCst);
+        self.marks.joined(shard);
     }
 
     pub(crate) fn link_left(&self, shard: usize) {
-        self.shares[shard].links.fetch_sub(1, Ordering::SeqCst);
+        self.marks.left(shard);
     }
 
     /// The shard where the links of a peer live: any, by its identity, under PUBLISH; the home shard under ROUNDROBIN.

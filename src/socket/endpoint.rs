@@ -210,6 +210,7 @@ mod tests {
             ("*:9", "0.0.0.0:9"),
             ("unix:/tmp/a", "unix:/tmp/a"),
             ("unix:///tmp/a", "unix:/tmp/a"),
+            ("unix:////tmp/a", "unix:////tmp/a"),
         ] {
             assert_eq!(text.parse::<Endpoint>().map(|e| e.to_string()), Ok(shown.to_owned()));
         }

@@ -7,3 +7,5 @@
 pub(crate) mod sniff;
 
 pub(crate) use sniff::admit;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use sniff::{Sniff, sniff};

@@ -1,0 +1,5 @@
+//! Has this package, and none that it depends on, compiled with `cfg(loom)`.
+
+fn main() {
+    println!("cargo::rustc-cfg=loom");
+}
