@@ -54,7 +54,7 @@ pub struct SocketOptions {
     /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged before the connection is dead (Linux only).
     /// Default `None`: the system's retransmission limit, about 15 minutes.
     pub user_timeout: Option<Duration>,
-    /// TCP_NOTSENT_LOWAT in bytes: writable only below this much data not yet on the wire (Linux and Apple).
+    /// TCP_NOTSENT_LOWAT in bytes: writable only below this much data not yet on the wire (Linux only).
     /// Default `None`.
     pub notsent_lowat_bytes: Option<u32>,
     /// Connections that may wait to be accepted; the system caps it (`net.core.somaxconn`). Default 4096.

@@ -162,7 +162,7 @@ pub(super) fn apply(socket: &Socket, domain: Domain, options: &SocketOptions) ->
     if let Some(timeout) = options.user_timeout {
         socket.set_tcp_user_timeout(Some(timeout))?;
     }
-    #[cfg(any(target_os = "linux", target_os = "macos", target_os = "ios"))]
+    #[cfg(target_os = "linux")]
     if let Some(bytes) = options.notsent_lowat_bytes {
         socket.set_tcp_notsent_lowat(bytes)?;
     }
