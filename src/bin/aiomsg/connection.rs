@@ -20,8 +20,9 @@ use crate::terminal::note;
 /// longer than the library's default of 1 s.
 const STALL_MAX: Duration = Duration::from_secs(10);
 
-/// Refused connections that are told without --verbose: a port scanner must not fill a terminal.
-const REJECTS_TOLD_MAX: u32 = 3;
+/// Events of one kind that are told without --verbose: neither a port scanner nor a slow peer must fill a terminal. The
+/// report at the end has all of them.
+const TOLD_MAX: u32 = 3;
 
 /// Where the socket is. At least one place is needed, and any number and mix may be given.
 #[derive(Args, Clone, Debug)]
@@ -162,7 +163,7 @@ pub(crate) fn wait_for(socket: &blocking::Socket, peer: Identity, timeout: Durat
 
 /// Until the socket is closed.
 fn tell_events(socket: &blocking::Socket, verbose: bool) {
-    let mut rejects_left = REJECTS_TOLD_MAX;
+    let (mut rejects_left, mut losses_left) = (TOLD_MAX, TOLD_MAX);
     while let Some(event) = socket.event_timeout(Duration::MAX) {
         if verbose {
             note(event);
@@ -182,7 +183,10 @@ fn tell_events(socket: &blocking::Socket, verbose: bool) {
             {
                 note(event);
             }
-            Event::Slow { .. } | Event::Dropped { .. } | Event::Expired { .. } => note(event),
+            Event::Slow { .. } | Event::Dropped { .. } | Event::Expired { .. } if losses_left > 0 => {
+                losses_left -= 1;
+                note(event);
+            }
             _ => {}
         }
     }
