@@ -168,7 +168,8 @@ impl Case {
         }
     }
 
-    fn end(mut self) {
+    /// In the end every message of ours that wants it is acknowledged, whatever was cut.
+    fn judge_acknowledgements(&self) {
         if self.delivery == AtLeastOnce {
             eventually("all of ours are acknowledged", || {
                 let stats = self.ours.stats();
@@ -176,6 +177,10 @@ impl Case {
             });
             assert_eq!(self.ours.stats().messages_expired, 0, "{}", self.name);
         }
+    }
+
+    fn end(mut self) {
+        self.judge_acknowledgements();
         self.stock.ask(json!({"do": "close"}));
         let closed = self.ours.close();
         assert!(self.cut || closed.undelivered == 0, "{}: {closed:?}", self.name);
@@ -232,6 +237,7 @@ fn stock_echoes(mut case: Case) {
         case.receive(texts.len(), false)
     });
     case.judge(&texts, &got, false);
+    case.judge_acknowledgements();
     if !case.cut {
         assert_eq!(case.stock.answer(), json!({"done": "echo"}));
         case.end();
@@ -252,6 +258,7 @@ fn ours_echoes(mut case: Case) {
     let answer = case.stock.ask(json!({"do": "collect", "idle": idle}));
     let got: Vec<String> = serde_json::from_value(answer["messages"].clone()).expect("texts");
     case.judge(&texts, &got, false);
+    case.end();
 }
 
 macro_rules! matrix {

@@ -638,9 +638,7 @@ fn give_up(socket: &mut ShardSocket, link: &mut Link, expires_ns: u64) {
         missed += link.kept.as_mut().map_or(0, |kept| kept.queued());
         missed += link.leave_detour(socket);
         // What is left for the next peer is not lost.
-        let at = link.cursor.frame_start();
-        let of_link = link.addressed_until(Cursor::END).messages() - at.messages();
-        let of_log = socket.reader.leave(at).min(of_link);
+        let of_log = socket.reader.leave(link.cursor.frame_start());
         link.count_left(socket.counters(), of_log);
         missed += of_log;
     }

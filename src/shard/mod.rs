@@ -37,6 +37,7 @@ mod receive;
 mod retain;
 mod shared;
 mod slow;
+mod stash;
 mod stats;
 mod tally;
 mod timers;
@@ -74,6 +75,7 @@ use hub::Hub;
 use inbound::HandOver;
 use link::Link;
 use listener::Listener;
+use stash::Stash;
 use tally::TurnCount;
 use timers::Timers;
 
@@ -174,8 +176,8 @@ struct ShardSocket {
     listeners: Vec<EndKey>,
     dialers: Vec<EndKey>,
     hand_over: HandOver,
-    /// Runs that found the receive queue full, in order.
-    stash: std::collections::VecDeque<Inbound>,
+    /// Runs that found the receive queue full.
+    stash: Stash,
     /// Links whose reading stopped because of that.
     paused: Vec<LinkKey>,
     /// Something happened in this turn that the application may wait for.
@@ -421,7 +423,7 @@ impl Shard {
             listeners: Vec::new(),
             dialers: Vec::new(),
             hand_over: HandOver::default(),
-            stash: std::collections::VecDeque::new(),
+            stash: Stash::default(),
             paused: Vec::new(),
             touched: false,
             released: false,

@@ -66,7 +66,7 @@ impl Shard {
                 if scan.needs_ack {
                     accept(socket, link, arrived);
                 } else {
-                    socket.stash.push_back(arrived);
+                    socket.stash.push(arrived);
                 }
             }
             self.hand_over(id, Some(key));
@@ -164,27 +164,30 @@ impl Shard {
     fn hand_over(&mut self, id: SocketId, from: Option<LinkKey>) {
         let now_ns = self.now_ns;
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
+        let ShardSocket { stash, shared, .. } = socket;
         let mut full = false;
-        while let Some(run) = socket.stash.pop_front() {
-            let bytes = run.frames.len();
-            if let Err(run) = socket.shared.inbox.push(run, bytes) {
-                socket.stash.push_front(run);
-                // After this mark the application's next release calls back; one that came just before is seen by the retry.
-                if full {
-                    break;
-                }
-                if !planted(Bug::NoSecondPush) {
-                    socket.shared.inbox.mark_starved();
-                }
-                full = true;
+        while !stash.is_empty() {
+            if stash.give(|run| {
+                let bytes = run.frames.len();
+                shared.inbox.push(run, bytes)
+            }) {
+                full = false;
                 continue;
             }
-            full = false;
+            // After this mark the application's next release calls back; one that came just before is seen by the retry.
+            if full {
+                break;
+            }
+            if !planted(Bug::NoSecondPush) {
+                shared.inbox.mark_starved();
+            }
+            full = true;
         }
-        let stop = if socket.stash.is_empty() { None } else { from };
-        if let Some(key) = stop
+        if let Some(key) = from
+            && !socket.stash.is_empty()
             && let Some(link) = self.links.get_mut(key.slot as usize)
             && !link.paused
+            && socket.stash.peers().contains(&link.identity)
         {
             link.paused = true;
             link.liveness.pause(now_ns);
@@ -206,11 +209,16 @@ impl Shard {
         let now_ns = self.now_ns;
         self.hand_over(id, None);
         let Some(socket) = self.socket(id) else { return };
-        if !socket.stash.is_empty() {
-            return;
-        }
+        // Whose runs still wait waits too, and nobody else.
+        let waiting = socket.stash.peers();
         for key in std::mem::take(&mut socket.paused) {
             if let Some(link) = self.link(key) {
+                if waiting.contains(&link.identity) {
+                    if let Some(socket) = self.socket(id) {
+                        socket.paused.push(key);
+                    }
+                    continue;
+                }
                 if planted(Bug::NoResume) {
                     continue;
                 }
@@ -256,17 +264,17 @@ fn accept(socket: &mut ShardSocket, link: &mut Link, arrived: Inbound) {
         if !fresh {
             duplicates += 1;
             if start > fresh_from {
-                socket.stash.push_back(Inbound { frames: frames.slice(fresh_from..start), ..arrived });
+                socket.stash.push(Inbound { frames: frames.slice(fresh_from..start), ..arrived });
             }
             fresh_from = at;
         }
     }
     if duplicates == 0 {
-        return socket.stash.push_back(arrived);
+        return socket.stash.push(arrived);
     }
     link.count(socket.counters(), |tally| &tally.duplicates, duplicates);
     if fresh_from < frames.len() {
-        socket.stash.push_back(Inbound { frames: frames.slice(fresh_from..), ..arrived });
+        socket.stash.push(Inbound { frames: frames.slice(fresh_from..), ..arrived });
     }
 }
 

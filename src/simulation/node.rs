@@ -157,24 +157,56 @@ pub(super) struct Actor {
 }
 
 impl Actor {
-    /// Binds and dials.
-    pub(super) async fn set_up(self, endpoints: Vec<String>) {
-        if let Some(port) = self.plan.port {
-            // An old connection may keep the port for a moment.
-            let mut tries = 0;
-            while let Err(error) = self.socket.bind(format!("0.0.0.0:{port}")).await {
-                tries += 1;
-                if tries > 100 || matches!(error, crate::BindError::Closed) {
-                    return;
-                }
-                self.common.sleep(100_000_000).await;
-            }
+    /// Binds and dials; while things go wrong, takes it back now and then and does it again.
+    pub(super) async fn set_up(mut self, endpoints: Vec<String>) {
+        if !self.bind().await {
+            return;
         }
-        for endpoint in endpoints {
+        for endpoint in &endpoints {
             if self.socket.connect(endpoint.as_str()).await.is_err() {
                 return;
             }
         }
+        let strikes = |this: &Actor, fault| this.common.network.borrow_mut().strikes(fault, 4);
+        while !self.common.healed.get() {
+            let pause_ns = self.dice.pick(100_000_000, 5_000_000_000);
+            self.common.sleep(pause_ns).await;
+            if let Some(port) = self.plan.port.filter(|_| strikes(&self, Fault::Unbound)) {
+                let unbound = self.socket.unbind(format!("0.0.0.0:{port}")).await;
+                if unbound.is_err() || !self.bind().await {
+                    return;
+                }
+            }
+            if !endpoints.is_empty() && strikes(&self, Fault::Undialled) {
+                let endpoint = &endpoints[self.dice.index(endpoints.len())][..];
+                let stopped = self.socket.disconnect_from(endpoint).await;
+                if stopped.is_err() || self.socket.connect(endpoint).await.is_err() {
+                    return;
+                }
+            }
+            let mut peers = self.socket.peers();
+            peers.sort();
+            if !peers.is_empty() && strikes(&self, Fault::SentAway) {
+                let peer = peers[self.dice.index(peers.len())];
+                // It may have gone meanwhile.
+                let _ = self.socket.disconnect(peer).await;
+            }
+        }
+    }
+
+    /// False when the socket is closed.
+    async fn bind(&self) -> bool {
+        let Some(port) = self.plan.port else { return true };
+        // An old connection may keep the port for a moment.
+        let mut tries = 0;
+        while let Err(error) = self.socket.bind(format!("0.0.0.0:{port}")).await {
+            tries += 1;
+            if tries > 100 || matches!(error, crate::BindError::Closed) {
+                return false;
+            }
+            self.common.sleep(100_000_000).await;
+        }
+        true
     }
 
     /// Sends what the plan says, in bursts.

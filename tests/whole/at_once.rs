@@ -11,7 +11,7 @@ use aiomsg_uring::{RecvError, SendError, Socket, TryRecvError};
 use futures_lite::{FutureExt, future};
 use pollster::block_on;
 
-use crate::common::{PATIENCE, number};
+use crate::common::{PATIENCE, RawPeer, data, number};
 use crate::{Row, at_least_once, bound, on, recv_value, value_of, wait_for_peers};
 
 row_tests!([
@@ -24,6 +24,7 @@ row_tests!([
     dropped_at_any_moment,
     many_sockets_on_one_engine,
     a_dropped_engine_handle_stops_nothing,
+    a_flood_lets_the_others_through,
 ]);
 
 fn threads_send_and_receive_on_clones(row: Row) {
@@ -302,4 +303,49 @@ fn a_dropped_engine_handle_stops_nothing(row: Row) {
     wait_for_peers(&one, 1);
     one.send("on and on").expect("sent");
     assert_eq!(other.recv_timeout(PATIENCE).expect("a message in time"), "on and on");
+}
+
+/// A peer that sends as fast as the connection takes it does not keep the others waiting: between what they send and its arrival
+/// there is no more of the flood than the receive queue and a few reads hold, however long it goes on.
+fn a_flood_lets_the_others_through(row: Row) {
+    const RECEIVE_BYTES: usize = 256 << 10;
+    const FRAME: usize = 1024;
+    let server = row.socket(|builder| builder.receive_bytes_max(RECEIVE_BYTES));
+    let address = bound(&server);
+    let mut flooder = RawPeer::connected(&address, 99);
+    let mut slow: Vec<_> = (1..=10).map(|name| RawPeer::connected(&address, name)).collect();
+    wait_for_peers(&server, 11);
+    let finished = std::sync::atomic::AtomicBool::new(false);
+    let (mut flood, mut longest) = (0u64, 0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let block = data(&[b'x'; FRAME - 5]).repeat(64);
+            while !finished.load(Ordering::Relaxed) {
+                if flooder.try_send(&block).is_err() {
+                    break;
+                }
+            }
+        });
+        for round in 0..60u64 {
+            slow.iter_mut().for_each(|peer| peer.send(&data(&number(round))));
+            // All ten are in the kernel now.
+            let (mut left, mut gap) = (slow.len(), 0);
+            while left > 0 {
+                match server.recv_timeout(PATIENCE).expect("a message in time").len() {
+                    8 => left -= 1,
+                    len => gap += (len + 5) as u64,
+                }
+            }
+            (flood, longest) = (flood + gap, longest.max(gap));
+        }
+        // Some more of it, so that it was not over before.
+        for _ in 0..10_000 {
+            flood += server.recv_timeout(PATIENCE).expect("the flood goes on").len() as u64;
+        }
+        finished.store(true, Ordering::Relaxed);
+        server.close();
+    });
+    println!("{row:?}: {flood} bytes of the flood, {longest} at most before all others were served");
+    // What the slabs hold, and the queue. With several shards it is the system that decides whose thread runs.
+    assert!(row.shards > 1 || longest <= 12 << 20, "{longest} bytes came first");
 }

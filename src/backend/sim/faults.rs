@@ -91,6 +91,12 @@ faults! {
     FutureDropped,
     /// A socket is closed in the middle of everything.
     SocketClosed,
+    /// An application stops listening, and listens again.
+    Unbound,
+    /// An application stops connecting to an endpoint, and connects again.
+    Undialled,
+    /// An application parts from a peer.
+    SentAway,
     /// A connection that sends random bytes.
     HostileJunk,
     /// A connection that sends nothing, or a byte now and then.
