@@ -166,7 +166,6 @@ fn is_through(socket: &ShardSocket, link: &mut Link) -> bool {
         && link.detour.is_none()
         && (socket.hub.is_some() || link.cursor.position() >= parting.end.position())
         && socket.mail_at.position() >= parting.mail_end.position()
-        && link.kept.as_mut().is_none_or(|kept| !kept.has_unsent())
         && link.lane.as_mut().is_none_or(|lane| !lane.has_unsent())
         && link.retained.as_ref().is_none_or(|retained| retained.len() == 0)
 }

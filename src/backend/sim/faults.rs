@@ -133,6 +133,15 @@ faults! {
     RingPlainBuffers,
 }
 
+/// What the network is like when nothing goes wrong.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Weather {
+    /// Nanoseconds that a segment takes: at least, at most.
+    pub(crate) latency_ns: (u64, u64),
+    /// Bytes that a connection holds in one direction, sender's and receiver's kernel together.
+    pub(crate) window_bytes: usize,
+}
+
 /// Which faults are on, and how often each has happened.
 #[derive(Clone, Debug)]
 pub(crate) struct Faults {

@@ -17,8 +17,8 @@ mod network;
 
 pub(crate) use dice::Dice;
 pub(crate) use driver::SimBackend;
-pub(crate) use faults::{FAULTS, Fault, Faults};
-pub(crate) use network::{BackendId, Host, Id, Network, SharedNetwork, SimStream, Weather};
+pub(crate) use faults::{FAULTS, Fault, Faults, Weather};
+pub(crate) use network::{BackendId, Host, Id, Network, SharedNetwork, SimStream};
 
 /// The io_uring driver over a simulated kernel ring.
 #[cfg(all(target_os = "linux", feature = "uring"))]

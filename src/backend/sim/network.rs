@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
 
-use super::{Dice, Fault, Faults};
+use super::{Dice, Fault, Faults, Weather};
 use crate::backend::Token;
 
 /// The network that all drivers of a run share.
@@ -52,15 +52,6 @@ pub(crate) struct Id(pub(crate) u32);
 pub(crate) struct SimStream {
     pub(super) id: Id,
     pub(super) _alive: Arc<()>,
-}
-
-/// What the network is like when nothing goes wrong.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Weather {
-    /// Nanoseconds that a segment takes: at least, at most.
-    pub(crate) latency_ns: (u64, u64),
-    /// Bytes that a connection holds in one direction, sender's and receiver's kernel together.
-    pub(crate) window_bytes: usize,
 }
 
 struct Seat {
