@@ -63,7 +63,7 @@ impl SocketBuilder {
     /// Bytes received that the application has not taken (default 16 MiB). When they are reached, the connections that go on
     /// sending are not read any more, and TCP slows their senders; what they had brought is taken in turns, so that a fast sender does
     /// not keep the others waiting. What the kernel was about to hand over still arrives: 256 KiB a connection, or what the shard's
-    /// slabs hold (8 MiB) where one connection alone floods.
+    /// slabs hold, twice (16 MiB), where one connection alone floods.
     pub fn receive_bytes_max(mut self, bytes: usize) -> Self {
         self.config.receive_bytes_max = bytes;
         self

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use aiomsg_uring::SendMode::{Publish, RoundRobin};
-use aiomsg_uring::{RecvError, SendError, Socket, TryRecvError};
+use aiomsg_uring::{Backend, RecvError, SendError, Socket, TryRecvError};
 use futures_lite::{FutureExt, future};
 use pollster::block_on;
 
@@ -346,6 +346,8 @@ fn a_flood_lets_the_others_through(row: Row) {
         server.close();
     });
     println!("{row:?}: {flood} bytes of the flood, {longest} at most before all others were served");
-    // What the slabs hold, and the queue. With several shards it is the system that decides whose thread runs.
-    assert!(row.shards > 1 || longest <= 12 << 20, "{longest} bytes came first");
+    // The queue and one read; over io_uring what one visit to the kernel brings, a few times the slabs. With several shards it is the
+    // system that decides whose thread runs.
+    let bound = if row.backend == Backend::Poll { 4 << 20 } else { 32 << 20 };
+    assert!(row.shards > 1 || longest <= bound, "{longest} bytes came first");
 }
