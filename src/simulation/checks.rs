@@ -124,7 +124,9 @@ fn gaps_have_reasons(journal: &Journal, receiver: Life, record: &Record) -> Verd
         if from.mode != SendMode::Publish || journal.stolen.contains(&record.identity) {
             continue;
         }
-        let between = |pair: &&[u32]| (pair[0] + 1..pair[1]).any(|number| from.sent[number as usize].to.is_none());
+        let between = |pair: &&[u32]| {
+            (pair[0] + 1..pair[1]).any(|number| from.sent[number as usize].to.is_none() && !from.is_replaced(number))
+        };
         // What was for this one alone is lost with the link, while the rest may wait for the next.
         let numbers: Vec<u32> =
             numbers.iter().copied().filter(|number| from.sent[*number as usize].to.is_none()).collect();
@@ -166,16 +168,9 @@ fn links_that_live_miss_nothing(journal: &Journal, sender: Life, record: &Record
     for session in record.sessions.iter().filter(|session| session.to.is_none()) {
         let Some(receiver) = journal.living(session.peer) else { continue };
         let received = journal.lives[receiver.0 as usize].received.get(&sender);
-        let got = received.map_or(0, |numbers| numbers.iter().filter(|number| **number >= session.from).count());
-        let sent =
-            (session.from..record.sent.len() as u32).filter(|number| record.is_for(*number, session.peer)).count();
-        if got != sent {
-            let has: BTreeSet<u32> = received.into_iter().flatten().copied().collect();
-            let missing = (session.from..record.sent.len() as u32).find(|number| !has.contains(number));
-            return broken(
-                "I5",
-                format!("{receiver:?} got {got} of {sent} messages of {sender:?}; the first missing is {missing:?}"),
-            );
+        if let Some(missing) = record.missing(session.from, session.peer, received) {
+            let sent = &record.sent[missing as usize];
+            return broken("I5", format!("{receiver:?} did not get message {missing} of {sender:?} ({sent:?})"));
         }
     }
     Ok(())
@@ -201,9 +196,12 @@ pub(super) fn last_round_missing(journal: &Journal) -> Option<String> {
             SendMode::Publish => {
                 for peer in &peers {
                     let identity = journal.lives[peer.0 as usize].identity;
-                    let wanted = (first..last).filter(|number| record.is_for(*number, identity)).count();
-                    if got(peer) < wanted {
-                        return Some(format!("{peer:?} has {} of the last {wanted} messages of {sender:?}", got(peer)));
+                    let received = journal.lives[peer.0 as usize].received.get(&sender);
+                    if let Some(missing) = record.missing(first, identity, received) {
+                        return Some(format!(
+                            "{peer:?} has {} of the last messages of {sender:?}, not {missing}",
+                            got(peer)
+                        ));
                     }
                 }
             }

@@ -4,7 +4,7 @@
 //! A message says who sent it and which of the sender's it is, and the rest of it follows from these two; so nothing can be
 //! invented, altered, swapped or doubled without being seen. Messages too short for that are counted by length.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::plan::SocketPlan;
 use super::report::Violation;
@@ -65,12 +65,27 @@ pub(super) struct Sent {
     pub(super) len: u32,
     /// Whom alone it was for.
     pub(super) to: Option<Identity>,
+    /// What it is the newest value of.
+    pub(super) key: Option<u32>,
 }
 
 impl Record {
     /// Whether a peer is one that a message is meant to reach: under ROUNDROBIN perhaps.
     pub(super) fn is_for(&self, number: u32, peer: Identity) -> bool {
         self.sent.get(number as usize).is_some_and(|sent| sent.to.is_none_or(|to| to == peer))
+    }
+
+    /// Whether a peer that lags may go without it: a newer message has its key.
+    pub(super) fn is_replaced(&self, number: u32) -> bool {
+        let Some(key) = self.sent.get(number as usize).and_then(|sent| sent.key) else { return false };
+        self.sent[number as usize + 1..].iter().any(|later| later.key == Some(key))
+    }
+
+    /// The messages from `first` on that a peer is meant to have, whatever happens to others with their keys, and has not.
+    pub(super) fn missing(&self, first: u32, peer: Identity, received: Option<&Vec<u32>>) -> Option<u32> {
+        let has: BTreeSet<u32> = received.into_iter().flatten().copied().collect();
+        let wanted = |number: &u32| self.is_for(*number, peer) && !has.contains(number) && !self.is_replaced(*number);
+        (first..self.sent.len() as u32).find(wanted)
     }
 
     /// Under AT_MOST_ONCE order and uniqueness are promised even so.
@@ -152,13 +167,19 @@ impl Journal {
     }
 
     /// It was accepted.
-    pub(super) fn accepted(&mut self, life: Life, len: usize, to: Option<Identity>) {
+    pub(super) fn accepted(&mut self, life: Life, len: usize, to: Option<Identity>, key: Option<u32>) {
         let record = self.record(life);
         record.undirected += u64::from(to.is_none());
         match record.blanks.get_mut(len) {
             Some(count) => *count += 1,
-            None => record.sent.push(Sent { len: len as u32, to }),
+            None => record.sent.push(Sent { len: len as u32, to, key }),
         }
+    }
+
+    /// The key of a life's next message, if it is of this length and goes to everybody: every third has none.
+    pub(super) fn key(&self, life: Life, len: usize, keys: u32) -> Option<u32> {
+        let number = self.lives[life.0 as usize].sent.len() as u32;
+        (keys > 0 && len >= HEAD_BYTES && !number.is_multiple_of(3)).then(|| number.wrapping_mul(7) % keys)
     }
 
     /// A life received a message: is it one that was sent, by the one who is said to have sent it?

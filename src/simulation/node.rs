@@ -264,7 +264,7 @@ impl Actor {
             let len = self.dice.pick(12, 40_000) as usize;
             let message = self.common.journal.borrow().compose(self.life, len);
             if self.socket.try_send(&message[..]).is_ok() {
-                self.common.journal.borrow_mut().accepted(self.life, len, None);
+                self.common.journal.borrow_mut().accepted(self.life, len, None, None);
             }
         }
         self.close().await;
@@ -316,6 +316,7 @@ impl Actor {
         // Those too short to be told apart are for whoever it is.
         let len = if to.is_some() { len.max(super::journal::HEAD_BYTES) } else { len };
         let message = self.common.journal.borrow().compose(self.life, len);
+        let key = if to.is_none() { self.common.journal.borrow().key(self.life, len, self.plan.keys) } else { None };
         let owned = || Bytes::from(message.clone());
         let tried = |result: Result<(), TrySendError<'_>>| match result {
             Ok(()) => Verdict::Accepted,
@@ -324,7 +325,16 @@ impl Actor {
         };
         // Who is gone may never come back: nobody waits for room for him.
         let gone = to.is_some_and(|to| !self.socket.peers().contains(&to));
-        let verdict = match (if gone { 0 } else { self.dice.pick(0, 2) }, to) {
+        let how = if gone { 0 } else { self.dice.pick(0, 2) };
+        let verdict = match (how, to) {
+            (_, None) if key.is_some() => {
+                let key = u64::from(key.unwrap_or_default());
+                match how {
+                    0 => tried(self.socket.try_send_keyed(key, &message[..])),
+                    1 => self.send_or_drop(None, || self.socket.send_keyed(key, owned())).await,
+                    _ => self.send_or_drop(None, || self.socket.send_keyed(key, &message[..])).await,
+                }
+            }
             (0, None) => tried(self.socket.try_send(&message[..])),
             (0, Some(to)) => tried(self.socket.try_send_to(to, &message[..])),
             (1, None) => self.send_or_drop(None, || self.socket.send(owned())).await,
@@ -337,7 +347,7 @@ impl Actor {
                 let number = self.common.journal.borrow().lives[self.life.0 as usize].sent.len();
                 eprintln!("{:>14} {:?} sent {number}, {len} bytes, to {to:?}", self.common.now_ns(), self.life);
             }
-            self.common.journal.borrow_mut().accepted(self.life, len, to);
+            self.common.journal.borrow_mut().accepted(self.life, len, to, key);
         }
         verdict != Verdict::Closed
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::backend::PoolOptions;
 use crate::backend::sim::{Dice, Fault, Faults, Host, Weather};
-use crate::shard::{AckMode, DeliveryGuarantee, SendMode};
+use crate::shard::{AckMode, DeliveryGuarantee, LagLimit, SendMode, SlowPolicy, Unkeyed};
 use crate::socket::SocketBuilder;
 
 /// A run.
@@ -54,6 +54,9 @@ pub(super) struct SocketPlan {
     /// Nanoseconds between its bursts at most.
     pub(super) pause_ns: u64,
     pub(super) slow_consumer: bool,
+    /// PUBLISH: keys of its messages, and the messages that a peer may be behind before it is conflated; 0: none have keys.
+    pub(super) keys: u32,
+    lag_messages: u64,
     log_bytes: usize,
     receive_bytes: usize,
     heartbeat: Duration,
@@ -75,6 +78,13 @@ impl SocketPlan {
             .receive_timeout(self.heartbeat * 3)
             .send_buffer_bytes(self.send_buffer)
             .linger(LINGER);
+        let builder = if self.keys == 0 {
+            builder
+        } else {
+            builder
+                .slow_policy(SlowPolicy::Conflate { unkeyed: Unkeyed::default() })
+                .lag_limit(LagLimit { messages: Some(self.lag_messages), ..LagLimit::default() })
+        };
         match self.peers_max {
             Some(peers_max) => builder.peers_max(peers_max),
             None => builder,
@@ -205,8 +215,11 @@ fn socket(dice: &mut Dice, faults: &mut Faults, common: &Common, at: usize, whic
     let mode = if dice.once_in(2) { SendMode::Publish } else { SendMode::RoundRobin };
     let at_least_once = mode == SendMode::RoundRobin && dice.once_in(2);
     let large_one_in = if large && dice.once_in(2) { dice.pick(3, 10) } else { 0 };
+    let conflates = mode == SendMode::Publish && dice.once_in(3);
     let messages = if dice.once_in(4) { 0 } else { dice.pick(100, 600) as u32 };
     SocketPlan {
+        keys: if conflates { dice.magnitude(1, 30) as u32 } else { 0 },
+        lag_messages: dice.magnitude(1, 100),
         mode,
         delivery: if at_least_once { DeliveryGuarantee::AtLeastOnce } else { DeliveryGuarantee::AtMostOnce },
         ack_mode: [AckMode::Automatic, AckMode::Manual, AckMode::OnReceipt][dice.index(3)],
