@@ -47,6 +47,11 @@ fn ten_subscribers() {
 }
 
 #[test]
+fn market_data() {
+    runs("market_data");
+}
+
+#[test]
 fn publisher_dials_subscribers() {
     runs("publisher_dials_subscribers");
 }
