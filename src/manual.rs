@@ -52,3 +52,6 @@ pub mod architecture {}
 
 #[doc = include_str!("docs/performance.md")]
 pub mod performance {}
+
+#[doc = include_str!("docs/testing.md")]
+pub mod testing {}

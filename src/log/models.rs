@@ -1,6 +1,6 @@
 //! Models of the log for loom: what the appender and the readers do at the same time, in every order that matters.
 //!
-//! Run by `RUSTFLAGS="--cfg loom" cargo test --release log::models`. Loom sees atomics, locks and counted pointers, and
+//! Run by `tests/loom/run`. Loom sees atomics, locks and counted pointers, and
 //! through `sync::Watch` which bytes are touched; the bytes themselves are checked by value as well.
 
 use super::*;
