@@ -18,6 +18,7 @@ row_tests!([
     too_much_without_a_key_disconnects,
     a_snapshot_has_the_newest_of_each_key_and_no_gap,
     a_peer_that_goes_in_the_midst_is_accounted_for,
+    ten_thousand_keys_read_at_a_percent_need_constant_memory,
 ]);
 
 const KIB: usize = 1 << 10;
@@ -223,6 +224,41 @@ fn a_peer_that_goes_in_the_midst_is_accounted_for(row: Row) {
     let stats = publisher.stats();
     assert!(stats.messages_conflated > 0 && stats.messages_dropped > 0, "{stats:?}");
     assert_eq!(publisher.close().undelivered, 0);
+}
+
+fn ten_thousand_keys_read_at_a_percent_need_constant_memory(row: Row) {
+    const KEYS: u64 = 10_000;
+    const ROUNDS: u64 = 10;
+    let publisher = row.socket(|builder| conflating(builder, Unkeyed::default()));
+    let mut slow = stalled(&publisher, 200);
+    wait_for_peers(&publisher, 1);
+    let mut bytes = 0;
+    let mut got = Vec::new();
+    for round in 0..ROUNDS {
+        for key in 0..KEYS {
+            let value = round * KEYS + key;
+            let mut message = [0; 100];
+            message[..8].copy_from_slice(&number(value));
+            publisher.send_keyed(key, &message).expect("sent");
+            if value.is_multiple_of(100) {
+                got.push(value_of(&slow.read_data()[..8]));
+            }
+        }
+        let stats = publisher.stats();
+        assert_eq!((stats.keys, stats.disconnects), (KEYS, 0));
+        assert!(stats.log_bytes <= 4 * MIB as u64);
+        if round == 0 {
+            bytes = stats.keyed_bytes;
+        }
+        assert_eq!(stats.keyed_bytes, bytes, "the table does not grow");
+    }
+    while got.last() != Some(&(ROUNDS * KEYS - 1)) {
+        got.push(value_of(&slow.read_data()[..8]));
+    }
+    assert!(got.is_sorted_by(|a, b| a < b), "in order");
+    assert_eq!(got[got.len() - KEYS as usize..], ((ROUNDS - 1) * KEYS..ROUNDS * KEYS).collect::<Vec<_>>());
+    balanced(&publisher);
+    assert!(publisher.stats().messages_conflated > KEYS);
 }
 
 #[test]
