@@ -546,6 +546,8 @@ impl Shard {
     /// Takes a link out of what its socket sends to.
     pub(super) fn unlist(&mut self, key: LinkKey) {
         self.open_gate(key);
+        // What it has skipped is told before its end.
+        self.tell_dropped(key);
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let Some(socket) = self.sockets.get_mut(link.socket.index()).and_then(Option::as_mut) else { return };
         let (place, identity) = (link.place, link.identity);
@@ -631,9 +633,6 @@ impl Shard {
 fn give_up(socket: &mut ShardSocket, link: &mut Link, expires_ns: u64) {
     let mut missed = hand_on(socket, link, expires_ns);
     socket.released = true;
-    if let Some((messages, cause)) = link.dropped.take() {
-        report(&socket.shared, Event::Dropped { identity: link.identity, messages, cause });
-    }
     if socket.hub.is_none() {
         missed += link.kept.as_mut().map_or(0, |kept| kept.queued());
         missed += link.leave_detour(socket);

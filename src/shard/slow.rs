@@ -49,7 +49,7 @@ pub(super) struct Dropped {
 
 impl Dropped {
     /// Messages not told yet, and their cause.
-    pub(super) fn take(&mut self) -> Option<(u64, DropCause)> {
+    fn take(&mut self) -> Option<(u64, DropCause)> {
         let cause = self.cause.take()?;
         Some((std::mem::take(&mut self.untold), cause))
     }
@@ -233,7 +233,7 @@ impl Shard {
         }
     }
 
-    fn tell_dropped(&mut self, key: LinkKey) {
+    pub(super) fn tell_dropped(&mut self, key: LinkKey) {
         let now_ns = self.now_ns;
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let Some((messages, cause)) = link.dropped.take() else { return };

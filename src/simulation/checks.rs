@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::journal::{Journal, Life, Record};
+use super::journal::{Journal, Life, Record, Session};
 use super::report::Violation;
 use crate::Stats;
 use crate::shard::{AckMode, SendMode};
@@ -117,7 +117,8 @@ fn nothing_is_lost(journal: &Journal, sender: Life, record: &Record) -> Verdict 
     Ok(())
 }
 
-/// I5: under PUBLISH a receiver misses messages of a sender only where a link between them has ended.
+/// I5: under PUBLISH a receiver misses messages of a sender only where a link between them has ended, or where a policy skips them
+/// and says so.
 fn gaps_have_reasons(journal: &Journal, receiver: Life, record: &Record) -> Verdict {
     for (&sender, numbers) in &record.received {
         let from = &journal.lives[sender.0 as usize];
@@ -133,7 +134,9 @@ fn gaps_have_reasons(journal: &Journal, receiver: Life, record: &Record) -> Verd
         let gaps = numbers.windows(2).filter(between).count();
         let ends =
             from.sessions.iter().filter(|session| session.peer == record.identity && session.to.is_some()).count();
-        if gaps > ends {
+        let skipped: u64 =
+            from.sessions.iter().filter(|session| session.peer == record.identity).map(|session| session.skipped).sum();
+        if gaps as u64 > ends as u64 + skipped {
             return broken(
                 "I5",
                 format!("{receiver:?} has {gaps} gaps in {sender:?}'s messages, with {ends} links ended"),
@@ -160,7 +163,7 @@ fn blanks_were_sent(journal: &Journal, receiver: Life, record: &Record) -> Verdi
     Ok(())
 }
 
-/// I5: a peer whose link lives has got all that was sent since it began.
+/// I5: a peer whose link lives has got all that was sent since it began, but for what was told as skipped.
 fn links_that_live_miss_nothing(journal: &Journal, sender: Life, record: &Record) -> Verdict {
     if record.over {
         return Ok(());
@@ -168,9 +171,22 @@ fn links_that_live_miss_nothing(journal: &Journal, sender: Life, record: &Record
     for session in record.sessions.iter().filter(|session| session.to.is_none()) {
         let Some(receiver) = journal.living(session.peer) else { continue };
         let received = journal.lives[receiver.0 as usize].received.get(&sender);
-        if let Some(missing) = record.missing(session.from, session.peer, received) {
-            let sent = &record.sent[missing as usize];
-            return broken("I5", format!("{receiver:?} did not get message {missing} of {sender:?} ({sent:?})"));
+        if session.skipped == 0 {
+            if let Some(missing) = record.missing(session.from, session.peer, received) {
+                let sent = &record.sent[missing as usize];
+                return broken("I5", format!("{receiver:?} did not get message {missing} of {sender:?} ({sent:?})"));
+            }
+            continue;
+        }
+        let got = received.map_or(0, |numbers| numbers.iter().filter(|number| **number >= session.from).count()) as u64;
+        let sent =
+            (session.from..record.sent.len() as u32).filter(|number| record.is_for(*number, session.peer)).count();
+        let missed = (sent as u64).wrapping_sub(got);
+        // Some that are skipped may be of the backlog.
+        if got > sent as u64 || session.skipped < missed || session.skipped > missed + session.backlog {
+            let text =
+                format!("{receiver:?} got {got} of {sent} messages of {sender:?}, {} were skipped", session.skipped);
+            return broken("I5", text);
         }
     }
     Ok(())
@@ -197,9 +213,15 @@ pub(super) fn last_round_missing(journal: &Journal) -> Option<String> {
                 for peer in &peers {
                     let identity = journal.lives[peer.0 as usize].identity;
                     let received = journal.lives[peer.0 as usize].received.get(&sender);
-                    if let Some(missing) = record.missing(first, identity, received) {
+                    let live = |session: &&Session| session.peer == identity && session.to.is_none();
+                    let skipped: u64 = record.sessions.iter().filter(live).map(|session| session.skipped).sum();
+                    let missing = record.missing(first, identity, received);
+                    let wanted = (first..last).filter(|number| record.is_for(*number, identity)).count() as u64;
+                    if skipped == 0 && missing.is_some()
+                        || (got(peer) as u64) < wanted.saturating_sub(skipped) && skipped > 0
+                    {
                         return Some(format!(
-                            "{peer:?} has {} of the last messages of {sender:?}, not {missing}",
+                            "{peer:?} has {} of the last messages of {sender:?}, not {missing:?}",
                             got(peer)
                         ));
                     }

@@ -114,6 +114,10 @@ pub(super) struct Session {
     served_from: u64,
     /// And when it ended, if it has.
     pub(super) to: Option<u32>,
+    /// Messages sent before, while nobody was there, that it begins with.
+    pub(super) backlog: u64,
+    /// Messages that its policy for slow peers has skipped, as far as was told.
+    pub(super) skipped: u64,
 }
 
 /// Everybody's records.
@@ -227,7 +231,8 @@ impl Journal {
         let from = if record.sessions.is_empty() { 0 } else { record.sent.len() as u32 };
         // Who comes when nobody is there goes on where the last one stopped.
         let served_from = if record.has_sessions() { record.undirected } else { record.next_from };
-        record.sessions.push(Session { peer, from, served_from, to: None });
+        let backlog = record.undirected - served_from;
+        record.sessions.push(Session { peer, from, served_from, to: None, backlog, skipped: 0 });
         Ok(())
     }
 

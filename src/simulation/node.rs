@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
 
-use super::journal::{Journal, Life};
+use super::journal::{self, Journal, Life};
 use super::plan::{self, SocketPlan};
 use super::report::Violation;
 use crate::backend::sim::{BackendId, Dice, Fault, SharedNetwork};
@@ -235,7 +235,9 @@ impl Actor {
             self.common.network.borrow_mut().faults.note(Fault::LargeMessages);
             return self.dice.pick(plan::LARGE_BYTES_MIN as u64, plan::LARGE_BYTES_MAX as u64) as usize;
         }
-        self.dice.magnitude(0, self.plan.size_max as u64) as usize
+        let len = self.dice.magnitude(0, self.plan.size_max as u64) as usize;
+        // Which were skipped can be told only of those that have a number.
+        if self.plan.lag.is_some() { len.max(journal::HEAD_BYTES) } else { len }
     }
 
     /// A message that is a byte longer than allowed is refused.

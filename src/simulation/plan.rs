@@ -57,6 +57,8 @@ pub(super) struct SocketPlan {
     /// PUBLISH: keys of its messages, and the messages that a peer may be behind before it is conflated; 0: none have keys.
     pub(super) keys: u32,
     lag_messages: u64,
+    /// What it does about peers that are slow, if not what is the default.
+    pub(super) lag: Option<(SlowPolicy, LagLimit)>,
     log_bytes: usize,
     receive_bytes: usize,
     heartbeat: Duration,
@@ -78,12 +80,12 @@ impl SocketPlan {
             .receive_timeout(self.heartbeat * 3)
             .send_buffer_bytes(self.send_buffer)
             .linger(LINGER);
-        let builder = if self.keys == 0 {
-            builder
-        } else {
-            builder
+        let builder = match self.lag {
+            Some((policy, limit)) => builder.slow_policy(policy).lag_limit(limit),
+            None if self.keys == 0 => builder,
+            None => builder
                 .slow_policy(SlowPolicy::Conflate { unkeyed: Unkeyed::default() })
-                .lag_limit(LagLimit { messages: Some(self.lag_messages), ..LagLimit::default() })
+                .lag_limit(LagLimit { messages: Some(self.lag_messages), ..LagLimit::default() }),
         };
         match self.peers_max {
             Some(peers_max) => builder.peers_max(peers_max),
@@ -217,6 +219,8 @@ fn socket(dice: &mut Dice, faults: &mut Faults, common: &Common, at: usize, whic
     let large_one_in = if large && dice.once_in(2) { dice.pick(3, 10) } else { 0 };
     let conflates = mode == SendMode::Publish && dice.once_in(3);
     let messages = if dice.once_in(4) { 0 } else { dice.pick(100, 600) as u32 };
+    let limited = mode == SendMode::Publish && !conflates && faults.has(Fault::LagLimit) && dice.once_in(2);
+    let lag = limited.then(|| lag(dice));
     SocketPlan {
         keys: if conflates { dice.magnitude(1, 30) as u32 } else { 0 },
         lag_messages: dice.magnitude(1, 100),
@@ -234,9 +238,27 @@ fn socket(dice: &mut Dice, faults: &mut Faults, common: &Common, at: usize, whic
         peers_max: None,
         pause_ns: dice.pick(1, 400) * MS,
         slow_consumer: faults.has(Fault::SlowConsumer) && dice.once_in(2),
+        lag,
         log_bytes,
         receive_bytes: if small_queue { 64 * 1024 } else { 4 << 20 },
         heartbeat,
         send_buffer: 4096,
     }
+}
+
+/// A policy and limits that are soon exceeded.
+fn lag(dice: &mut Dice) -> (SlowPolicy, LagLimit) {
+    let time = Duration::from_millis(dice.pick(50, 2000));
+    let policy = match dice.index(5) {
+        0 => SlowPolicy::Block { max_wait: time },
+        1 => SlowPolicy::Disconnect { after: time },
+        2 => SlowPolicy::DropNewest,
+        _ => SlowPolicy::DropOldest,
+    };
+    let limit = LagLimit {
+        bytes: dice.once_in(2).then(|| dice.magnitude(1024, 512 * 1024) as usize),
+        messages: dice.once_in(2).then(|| dice.magnitude(1, 100)),
+        age: dice.once_in(3).then(|| Duration::from_millis(dice.pick(2, 500))),
+    };
+    (policy, limit)
 }

@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::checks;
 use super::hostile::{self, Hostile};
@@ -16,7 +17,7 @@ use crate::backend::Backend;
 use crate::backend::sim::{BackendId, Dice, Fault, Host, Network, SimBackend, open_ring};
 use crate::engine::Engine;
 use crate::protocol::Identity;
-use crate::shard::{DeliveryGuarantee, DisconnectReason, Event, Port, Shard, Turn};
+use crate::shard::{DeliveryGuarantee, DisconnectReason, DropCause, Event, LagLimit, Port, Shard, SlowPolicy, Turn};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;
@@ -387,7 +388,17 @@ impl World {
                             return Err(Violation { invariant: "I12", text });
                         }
                     }
-                    Event::Dropped { messages, .. } => journal.record(*life).dropped += messages,
+                    Event::Dropped { identity, messages, cause } => {
+                        let record = journal.record(*life);
+                        record.dropped += messages;
+                        if matches!(cause, DropCause::Oldest | DropCause::Newest | DropCause::TooOld) {
+                            let session = record.sessions.iter_mut().rev().find(|session| session.peer == identity);
+                            if let Some(session) = session {
+                                session.skipped += messages;
+                            }
+                            self.common.network.borrow_mut().faults.note(Fault::LagLimit);
+                        }
+                    }
                     Event::Expired { messages, .. } => {
                         self.common.network.borrow_mut().faults.note(Fault::ShortPatience);
                         journal.record(*life).expired += messages;
@@ -622,6 +633,17 @@ impl World {
 
     fn last_round(&mut self) {
         let messages = self.dice.pick(20, 60) as u32;
+        // Nothing of it is to be skipped.
+        let peers: Vec<Identity> = self.common.journal.borrow().lives.iter().map(|life| life.identity).collect();
+        for (node, plan) in self.nodes.iter().zip(&self.plans) {
+            for (socket, plan) in node.sockets.iter().zip(&plan.sockets) {
+                let Some(socket) = socket.as_ref().filter(|_| plan.lag.is_some()) else { continue };
+                for &peer in &peers {
+                    let policy = SlowPolicy::Block { max_wait: Duration::from_secs(1) };
+                    let _ = socket.socket.set_slow_policy(peer, policy, LagLimit::default());
+                }
+            }
+        }
         for SimSocket { socket, life } in self.nodes.iter().flat_map(|node| node.sockets.iter().flatten()) {
             self.common.journal.borrow_mut().record(*life).resent_before = socket.stats().messages_resent;
         }

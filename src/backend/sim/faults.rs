@@ -83,6 +83,8 @@ faults! {
     SentToTheGone,
     /// An application takes its messages late.
     SlowConsumer,
+    /// A publisher skips messages for peers that are over a small lag limit.
+    LagLimit,
     /// Completions are reported piecemeal, over many turns.
     PiecemealCompletions,
     /// A shard is stepped though nothing has happened.
