@@ -6,6 +6,7 @@
 //! | know exactly what is promised | [`guarantees`] |
 //! | choose between threads and none, io_uring and readiness | [`choosing`] |
 //! | know how much memory it can take | [`limits`] |
+//! | decide what becomes of peers that do not keep up | [`flow`] |
 //! | send states: newest per key, snapshots, replay | [`keyed`] |
 //! | make it faster | [`tuning`], [`performance`] |
 //! | talk to the rest of the family | [`interop`] |
@@ -28,6 +29,9 @@ pub mod choosing {}
 
 #[doc = include_str!("docs/limits.md")]
 pub mod limits {}
+
+#[doc = include_str!("docs/flow.md")]
+pub mod flow {}
 
 #[doc = include_str!("docs/keyed.md")]
 pub mod keyed {}
