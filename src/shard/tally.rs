@@ -19,6 +19,7 @@ use crate::log::Cursor;
 use crate::protocol::Identity;
 
 /// Adds to a count of which the caller is the only writer.
+#[inline]
 pub(crate) fn add(count: &AtomicU64, n: u64) {
     count.store(count.load(Relaxed).wrapping_add(n), Relaxed);
 }
@@ -201,6 +202,7 @@ impl Account {
 
 impl Link {
     /// Counts for this link and its socket.
+    #[inline]
     pub(super) fn count(&self, counters: &Counters, what: impl Fn(&Tally) -> &AtomicU64, n: u64) {
         add(what(&counters.all), n);
         if let Some(account) = &self.account {
@@ -209,6 +211,7 @@ impl Link {
     }
 
     /// Sets a level of this link, and that of its socket accordingly.
+    #[inline]
     pub(super) fn set_level(&self, counters: &Counters, what: impl Fn(&Tally) -> &AtomicU64, level: u64) {
         let Some(account) = &self.account else { return };
         let own = what(&account.tally);
@@ -217,6 +220,7 @@ impl Link {
     }
 
     /// Where the link's cursor is in the socket's log; to be called whenever it has moved, for whatever reason.
+    #[inline]
     pub(super) fn count_cursor(&self, counters: &Counters) {
         self.set_level(counters, |tally| &tally.passed, self.cursor.messages());
         self.set_level(counters, |tally| &tally.passed_bytes, self.cursor.frame());
