@@ -15,10 +15,10 @@ const SEEDS_MAX: u64 = 1000;
 /// Seeds until a promise was broken, and which.
 fn hunt(bug: Bug) -> Option<(u64, Violation)> {
     plant(Some(bug));
-    let found = (1..=SEEDS_MAX).find_map(|seed| Some((seed, simulation::run(seed, false).violation?)));
+    let found = (1..=SEEDS_MAX).find_map(|seed| Some((seed, simulation::run(seed).violation?)));
     plant(None);
     // A seed that fails without the bug shows nothing.
-    found.filter(|(seed, _)| simulation::run(*seed, false).violation.is_none())
+    found.filter(|(seed, _)| simulation::run(*seed).violation.is_none())
 }
 
 #[test]

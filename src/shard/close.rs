@@ -122,7 +122,8 @@ impl Shard {
             }
             return;
         }
-        if socket.unsettled == 0 && (planted(Bug::CloseForgetsLog) || self.undelivered(id) == 0) && self.is_quiet(id) {
+        let done = socket.unsettled == 0 && self.undelivered(id) == 0 && self.is_quiet(id);
+        if done || planted(Bug::CloseForgetsLog) {
             self.finish_sending(id);
         }
     }

@@ -55,9 +55,11 @@ impl Shard {
         if let Some(socket) = self.socket(id) {
             // AT_LEAST_ONCE keeps mail for peers that are gone, and times it: that has to be seen when it comes.
             let mail_waits = socket.shared.config.delivery == DeliveryGuarantee::AtLeastOnce;
-            let at_home = socket.shared.home() == shard && !mail_waits;
+            let at_home = socket.shared.home() == shard;
             let timed = socket.shared.ages.is_some();
-            if socket.links.is_empty() && at_home && !timed && socket.shared.wait_number() == 0 {
+            // What found the receive queue full waits for the application to tell that there is room.
+            let waits = timed || mail_waits || !socket.stash.is_empty() || socket.shared.wait_number() != 0;
+            if socket.links.is_empty() && at_home && !waits {
                 socket.shared.keep_dirty();
             }
             if socket.closing.is_some() {

@@ -55,6 +55,8 @@ pub(super) struct Record {
     pub(super) last_round: Option<u32>,
     /// Links that had ended before it.
     pub(super) disconnects_before: u64,
+    /// It is of other make: it knows no duplicates, and makes some.
+    pub(super) stock: bool,
     /// It was closed or its process died.
     pub(super) over: bool,
 }
@@ -153,9 +155,19 @@ impl Journal {
             undelivered: None,
             last_round: None,
             disconnects_before: 0,
+            stock: false,
             over: false,
         });
         Life(self.lives.len() as u32 - 1)
+    }
+
+    /// A peer of other make: what it sends is nobody's loss.
+    pub(super) fn born_elsewhere(&mut self, identity: Identity, plan: &SocketPlan) -> Life {
+        let life = self.born(identity, plan);
+        let record = self.record(life);
+        (record.mode, record.delivery) = (SendMode::RoundRobin, DeliveryGuarantee::AtLeastOnce);
+        (record.ack_mode, record.stock, record.over) = (AckMode::Manual, true, true);
+        life
     }
 
     pub(super) fn record(&mut self, life: Life) -> &mut Record {

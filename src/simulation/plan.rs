@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::report::Setup;
 use crate::backend::PoolOptions;
 use crate::backend::sim::{Dice, Fault, Faults, Host, Weather};
 use crate::shard::{AckMode, DeliveryGuarantee, LagLimit, SendMode, SlowPolicy, Unkeyed};
@@ -125,8 +126,9 @@ const LINGER: Duration = Duration::from_secs(2);
 const MS: u64 = 1_000_000;
 
 impl Plan {
-    pub(super) fn draw(dice: &mut Dice) -> Plan {
+    pub(super) fn draw(dice: &mut Dice, setup: &Setup) -> Plan {
         let mut faults = Faults::draw(dice);
+        faults.leave_out(&setup.without);
         let node_count = dice.pick(2, 5) as usize;
         let binders = dice.pick(1, (node_count as u64 - 1).min(2)) as usize;
         let small_window = faults.has(Fault::SmallWindow);
@@ -158,6 +160,11 @@ impl Plan {
                 NodePlan { host: Host(at as u8 + 1), pool, shards, ring: dice.once_in(2), sockets }
             })
             .collect();
+        if faults.has(Fault::MutualDial) && binders == 2 {
+            faults.note(Fault::MutualDial);
+            nodes[0].sockets[0].dials.push((1, 0));
+            nodes[1].sockets[0].dials.push((0, 0));
+        }
         for at in 0..binders {
             for which in 0..common.binders[at] {
                 let dialled = nodes.iter().flat_map(|node| &node.sockets).flat_map(|socket| &socket.dials);
@@ -166,7 +173,7 @@ impl Plan {
                 match dialers {
                     // Whom nobody dials has nobody to send to.
                     0 => socket.messages = 0,
-                    _ if faults.has(Fault::FewPeers) && dice.once_in(2) => {
+                    _ if socket.dials.is_empty() && faults.has(Fault::FewPeers) && dice.once_in(2) => {
                         faults.note(Fault::FewPeers);
                         socket.peers_max = Some(dialers);
                     }
@@ -174,6 +181,10 @@ impl Plan {
                 }
             }
         }
+        nodes.truncate(setup.leaves_max.map_or(nodes.len(), |leaves| binders + leaves.max(1)));
+        let messages_max = setup.messages_max.unwrap_or(u32::MAX);
+        let sockets = nodes.iter_mut().flat_map(|node| &mut node.sockets);
+        sockets.for_each(|socket| socket.messages = socket.messages.min(messages_max));
         Plan { faults, weather, nodes, faulty_ns: dice.pick(5_000, 60_000) * MS }
     }
 }

@@ -11,11 +11,37 @@ pub struct Violation {
     pub text: String,
 }
 
+/// How to run a seed: by default as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Setup {
+    /// Prints everything that happens.
+    pub verbose: bool,
+    /// Faults that are left out, by name.
+    pub without: Vec<String>,
+    /// Messages that a socket sends at most while things go wrong.
+    pub messages_max: Option<u32>,
+    /// Processes at most, besides those that listen.
+    pub leaves_max: Option<usize>,
+}
+
+impl fmt::Display for Setup {
+    /// As options of `examples/simulate.rs`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.without.is_empty() {
+            write!(f, " --without {}", self.without.join(","))?;
+        }
+        self.messages_max.map_or(Ok(()), |messages| write!(f, " --messages {messages}"))?;
+        self.leaves_max.map_or(Ok(()), |leaves| write!(f, " --leaves {leaves}"))
+    }
+}
+
 /// What came of one seed.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// The seed.
     pub seed: u64,
+    /// How it was run.
+    pub setup: Setup,
     /// The hash of all that happened.
     pub trace: u64,
     /// What was broken, if anything.
@@ -35,9 +61,9 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    pub(super) fn panicked(seed: u64, text: String) -> Outcome {
+    pub(super) fn panicked(seed: u64, setup: &Setup, text: String) -> Outcome {
         let violation = Some(Violation { invariant: "panic", text });
-        Outcome { seed, violation, ..Outcome::default() }
+        Outcome { seed, setup: setup.clone(), violation, ..Outcome::default() }
     }
 }
 
@@ -56,14 +82,14 @@ impl fmt::Display for Outcome {
             self.virtual_ns as f64 / 1e9
         )?;
         if let Some(Violation { invariant, text }) = &self.violation {
-            write!(f, "\n{invariant} violated: {text}\n{}", replay(self.seed))?;
+            write!(f, "\n{invariant} violated: {text}\n{}", replay(self.seed, &self.setup))?;
         }
         Ok(())
     }
 }
 
-fn replay(seed: u64) -> String {
-    format!("replay: cargo run --release --features simulation --example simulate -- --seed {seed}")
+fn replay(seed: u64, setup: &Setup) -> String {
+    format!("replay: cargo run --release --features simulation --example simulate -- --seed {seed}{setup}")
 }
 
 /// The sum over many seeds.

@@ -12,7 +12,8 @@ use super::checks;
 use super::hostile::{self, Hostile};
 use super::node::{Actor, Common, Kind, Node, SimShard, SimSocket, Task};
 use super::plan::{NodePlan, Plan};
-use super::report::{Outcome, Violation};
+use super::report::{Outcome, Setup, Violation};
+use super::stock::{self, Stock};
 use crate::backend::Backend;
 use crate::backend::sim::{BackendId, Dice, Fault, Host, Network, SimBackend, open_ring};
 use crate::engine::Engine;
@@ -22,6 +23,8 @@ use crate::shard::{DeliveryGuarantee, DisconnectReason, DropCause, Event, LagLim
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;
 
+/// Where all connections that are no node's come from.
+const STRANGERS: Host = Host(200);
 /// Steps without time passing after which somebody spins.
 const SPIN_STEPS: u64 = 300_000;
 /// Virtual time within which everybody has found everybody again, once nothing goes wrong any more: the receive timeout, the
@@ -35,8 +38,8 @@ const QUIET_NS: u64 = 30 * S;
 const COMMANDS_MAX: usize = 512;
 /// Acknowledgements of a large backlog may take a while over small windows.
 const QUIET_ROUNDS: usize = 20;
-/// The largest slab, and what a frame has besides its message: by so much at least a receive queue may exceed its limit.
-const ENTRY_BYTES_MIN: usize = 17 * 1024;
+/// The largest slab and the largest message of a farewell: by so much at least a receive queue may exceed its limit.
+const ENTRY_BYTES_MIN: usize = 60 * 1024;
 /// Less than the shortest time between heartbeats: where nothing is in the way, no message waits for one.
 const PROMPT_NS: u64 = 450 * MS;
 const IDLE_NS: u64 = 20 * S;
@@ -46,6 +49,7 @@ const CLOSED_NS: u64 = 10 * S;
 /// See the file's header.
 pub(super) struct World {
     seed: u64,
+    setup: Setup,
     dice: Dice,
     plans: Vec<NodePlan>,
     faulty_ns: u64,
@@ -68,14 +72,14 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, verbose: bool) -> World {
+    pub(super) fn new(seed: u64, setup: &Setup) -> World {
         let mut dice = Dice::new(seed);
-        let Plan { faults, weather, nodes: plans, faulty_ns } = Plan::draw(&mut dice);
+        let Plan { faults, weather, nodes: plans, faulty_ns } = Plan::draw(&mut dice, setup);
         let mut network = Network::new(seed, faults, weather);
-        if verbose {
+        if setup.verbose {
             network.set_verbose();
         }
-        let hostile_seat = network.sit(Host(200));
+        let hostile_seat = network.sit(STRANGERS);
         let entries = plans.iter().flat_map(|plan| &plan.sockets).map(|socket| socket.entry_bytes_max());
         let entry_bytes_max = entries.max().unwrap_or(0) + ENTRY_BYTES_MIN;
         let nodes = plans.iter().map(|_| Node::default()).collect();
@@ -85,10 +89,11 @@ impl World {
             alarms: Rc::default(),
             violation: Rc::default(),
             healed: Rc::new(Cell::new(false)),
-            verbose,
+            verbose: setup.verbose,
         };
         World {
             seed,
+            setup: setup.clone(),
             dice,
             plans,
             faulty_ns,
@@ -109,10 +114,12 @@ impl World {
 
     pub(super) fn run(mut self) -> Outcome {
         let violation = self.phases().err();
+        let setup = std::mem::take(&mut self.setup);
         let network = self.common.network.borrow();
         let journal = self.common.journal.borrow();
         Outcome {
             seed: self.seed,
+            setup,
             trace: network.trace(),
             violation,
             sent: journal.messages_sent(),
@@ -125,6 +132,7 @@ impl World {
     }
 
     fn phases(&mut self) -> Result<(), Violation> {
+        self.let_in_swallower();
         for node in 0..self.nodes.len() {
             self.start(node);
         }
@@ -492,7 +500,10 @@ impl World {
             let host = target.host;
             Some(if plan.by_name { format!("host-{}:{port}", host.0) } else { format!("{}:{port}", host.ip()) })
         });
-        let endpoints: Vec<String> = endpoints.collect();
+        let mut endpoints: Vec<String> = endpoints.collect();
+        if self.common.network.borrow_mut().faults.has(Fault::StockSwallows) && self.dice.once_in(3) {
+            endpoints.push(swallower().to_string());
+        }
         let [a, b, c] = [(); 3].map(|()| self.actor(at, socket_at));
         if let (Some(a), Some(b), Some(c)) = (a, b, c) {
             self.tasks.push(Task::new(at, Kind::SetUp, a.set_up(endpoints)));
@@ -568,6 +579,7 @@ impl World {
             self.common.network.borrow_mut().cut(host, remote, until_ns);
         }
         self.let_in_hostile();
+        self.let_in_stock();
         let runs = self.nodes[one].returns_ns.is_none();
         if runs && strikes(self, Fault::Pause, 8) {
             self.nodes[one].paused_until_ns = now_ns + self.dice.magnitude(MS, 20 * S);
@@ -603,6 +615,34 @@ impl World {
         let dice = Dice::new(self.dice.next());
         let hostile = Hostile { common: self.common.clone(), seat: self.hostile_seat, to, kind, victim, dice };
         self.hostiles.push(Task::new(node, Kind::SetUp, hostile.misbehave()));
+    }
+
+    /// A peer of other make connects to a socket that listens.
+    fn let_in_stock(&mut self) {
+        let node = self.dice.index(self.nodes.len());
+        let socket = self.dice.index(self.plans[node].sockets.len());
+        let plan = &self.plans[node].sockets[socket];
+        let Some(port) = plan.port else { return };
+        if !self.common.network.borrow_mut().strikes(Fault::StockPeer, 2) {
+            return;
+        }
+        let drawn = |habit: &Fault| self.common.network.borrow_mut().strikes(*habit, 2);
+        let habits: Vec<Fault> = stock::HABITS.iter().copied().filter(drawn).collect();
+        self.identities += 1;
+        let identity = Identity::from_seed(self.seed.wrapping_mul(1000).wrapping_add(self.identities));
+        let life = self.common.journal.borrow_mut().born_elsewhere(identity, plan);
+        let to = std::net::SocketAddr::new(self.plans[node].host.ip(), port);
+        let dice = Dice::new(self.dice.next());
+        let stock = Stock { common: self.common.clone(), seat: self.hostile_seat, to, identity, life, dice, habits };
+        self.hostiles.push(Task::new(node, Kind::SetUp, stock.live()));
+    }
+
+    fn let_in_swallower(&mut self) {
+        if self.common.network.borrow().faults.has(Fault::StockSwallows) {
+            let identity = Identity::from_seed(self.dice.next());
+            let swallow = stock::swallow(self.common.clone(), self.hostile_seat, swallower(), identity);
+            self.hostiles.push(Task::new(0, Kind::SetUp, swallow));
+        }
     }
 
     fn close_socket(&mut self, node: usize, socket: usize) {
@@ -744,7 +784,9 @@ impl World {
         self.common.journal.borrow_mut().record(life).over = true;
         self.tasks.push(Task::new(node, Kind::Close, actor.farewell(messages)));
         let until_ns = self.now_ns() + CLOSED_NS;
-        let arrived = |world: &mut World| checks::farewell_missing(&world.common.journal.borrow()).is_none();
+        let arrived = |world: &mut World| {
+            !world.has_task(Kind::Close) && checks::farewell_missing(&world.common.journal.borrow()).is_none()
+        };
         if !self.run_until(until_ns, arrived)? {
             let missing = checks::farewell_missing(&self.common.journal.borrow());
             return self.broken("I11", missing.unwrap_or_default());
@@ -786,6 +828,11 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// Where somebody listens who drops all that comes.
+fn swallower() -> std::net::SocketAddr {
+    std::net::SocketAddr::new(STRANGERS.ip(), 9000)
 }
 
 fn pool_refused() -> Violation {

@@ -115,6 +115,22 @@ faults! {
     HostileUnknownFrames,
     /// Valid HELLO, then a flood of heartbeats and acknowledgements that nobody asked for.
     HostileFlood,
+    /// Two sockets dial each other.
+    MutualDial,
+    /// A peer of other make comes, talks and goes.
+    StockPeer,
+    /// It comes back without a delay, again and again.
+    StockComesBack,
+    /// It sends messages in one piece with its HELLO.
+    StockPipelines,
+    /// It does not read while it writes.
+    StockOneThread,
+    /// It forgets some ACKs.
+    StockForgetsAcks,
+    /// It sends messages again under new ids, though they were acknowledged.
+    StockSendsAnew,
+    /// A peer of other make that is dialled takes every connection for a peer and drops all that comes.
+    StockSwallows,
     /// io_uring: a submission queue of four to eight entries.
     RingSmallQueue,
     /// io_uring: completions wait because the completion queue is full.
@@ -161,6 +177,13 @@ impl Faults {
         let share = dice.pick(0, 4);
         let on = FAULTS.iter().map(|_| dice.pick(0, 3) < share).collect();
         Faults { on, fired: vec![0; FAULTS.len()], healed: false }
+    }
+
+    /// Leaves faults out of this run, by name.
+    pub(crate) fn leave_out(&mut self, names: &[String]) {
+        for (on, fault) in self.on.iter_mut().zip(FAULTS) {
+            *on &= !names.contains(&format!("{fault:?}"));
+        }
     }
 
     /// Whether a fault is part of this run.
