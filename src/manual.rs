@@ -57,5 +57,8 @@ pub mod architecture {}
 #[doc = include_str!("docs/performance.md")]
 pub mod performance {}
 
+#[doc = include_str!("docs/simulated.md")]
+pub mod simulated {}
+
 #[doc = include_str!("docs/testing.md")]
 pub mod testing {}
