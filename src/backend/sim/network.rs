@@ -753,6 +753,11 @@ impl Network {
                 }
                 continue;
             }
+            if end.error.is_some() {
+                // After a reset nothing more is taken in: what came before it may have been cut off.
+                end.pipe.bytes.truncate(end.pipe.readable);
+                continue;
+            }
             match mark {
                 Mark::Bytes(len) => self.deliver(id, len),
                 Mark::End => {
