@@ -52,6 +52,14 @@ fn market_data() {
 }
 
 #[test]
+fn slow_peers() {
+    watched("slow_peers", || {
+        let printed = finish("slow_peers", start("slow_peers", &["--healthy", "8", "--seconds", "0.2"]));
+        assert!(printed.contains("those who read got all"), "{printed}");
+    });
+}
+
+#[test]
 fn publisher_dials_subscribers() {
     runs("publisher_dials_subscribers");
 }

@@ -1,6 +1,6 @@
 //! What `tuning/` holds is what it says: files parse, name what exists, and the script's check runs.
 
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", feature = "cli"))]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -96,7 +96,6 @@ fn the_dashboard_asks_for_names_that_there_are() {
 }
 
 /// The program is started as the unit says, with two listening sockets, a watchdog and somebody who listens to what it tells.
-#[cfg(feature = "cli")]
 #[test]
 fn the_service_does_what_its_unit_expects() {
     let unit = read("systemd/aiomsg-relay.service");
