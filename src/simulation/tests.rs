@@ -27,7 +27,7 @@ fn seeds_keep_all_promises() {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let first = kept.len() as u64;
-                    let seed = kept.get(number as usize).copied().unwrap_or(number.wrapping_sub(first) + 1);
+                    let seed = kept.get(number as usize).copied().unwrap_or_else(|| number - first + 1);
                     if number >= first && Instant::now() > until {
                         break;
                     }
