@@ -240,6 +240,8 @@ const INTAKE_MAX: usize = 1024;
 /// More than a link of ours has pending, so that all that comes again after a cut is recognised; 300 KiB at most for a peer.
 const SEEN_IDS: usize = 8192;
 const SEEN_PEERS_MAX: usize = 1024;
+/// At least so many, however few may be connected: a stranger who comes and goes must not make a peer's messages fresh again.
+const SEEN_PEERS_MIN: usize = 32;
 
 impl Shard {
     pub(crate) fn new(backend: Box<dyn Backend>, ports: Arc<[Arc<Port>]>, index: u32, seed: u64) -> Shard {
@@ -402,7 +404,7 @@ impl Shard {
         }
         let has_hub = shared.config.send_mode == SendMode::RoundRobin && shared.home() == self.index as usize;
         let hub = has_hub.then(|| Hub::new(reader.join()));
-        let seen = Windows::new(SEEN_IDS, shared.config.peers_max.min(SEEN_PEERS_MAX));
+        let seen = Windows::new(SEEN_IDS, shared.config.peers_max.clamp(SEEN_PEERS_MIN, SEEN_PEERS_MAX));
         let mail_at = mail.join();
         self.sockets[at] = Some(ShardSocket {
             visible: reader.tail(),
