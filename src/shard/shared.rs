@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::collections::hash_map::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
@@ -18,6 +18,7 @@ use crate::protocol::{IdHash, Identity, MsgId};
 use crate::queue::{Commands, Doorbell, Marks, ReceiveQueue, Waiters};
 use crate::sabotage::{Bug, planted};
 use crate::shard::LinkKey;
+use crate::shard::close::CloseReport;
 use crate::shard::command::Command;
 use crate::shard::config::{DeliveryGuarantee, SendMode, SocketConfig};
 use crate::shard::event::{DropCause, Event, EventQueue};
@@ -113,10 +114,17 @@ impl Port {
         self.commands.is_empty() && self.dirty.is_empty()
     }
 
-    /// Nothing is taken any more; commands that came too late are dropped, and their askers see the socket's end.
+    /// Nothing is taken any more. Commands that came too late are dropped, and their askers see the socket's end; who closes is told
+    /// that there is nothing left to close.
     pub(super) fn end(&self) {
-        self.ended.store(true, Ordering::Release);
-        while self.commands.pop().is_some() {}
+        self.ended.store(true, Ordering::SeqCst);
+        // Orders the mark before the look; pairs with `command`.
+        fence(Ordering::SeqCst);
+        while let Some(command) = self.commands.pop() {
+            if let Command::Close { reply, .. } = command {
+                reply.answer(CloseReport::default());
+            }
+        }
     }
 
     /// Hands over a command; gives it back if there is no room now. Where nobody takes it any more it is dropped.
@@ -137,11 +145,17 @@ impl Port {
                 return Err(Ended);
             }
             match self.commands.push(command) {
-                Ok(()) => return Ok(()),
+                Ok(()) => break,
                 Err(back) => command = back,
             }
             std::thread::yield_now();
         }
+        // Orders the command before the look; pairs with `end`: if the shard has not seen the command, this sees that it has ended.
+        fence(Ordering::SeqCst);
+        if self.ended.load(Ordering::SeqCst) {
+            self.end();
+        }
+        Ok(())
     }
 }
 
@@ -662,4 +676,24 @@ impl Peers {
 pub(crate) fn report(shared: &SocketShared, event: Event) {
     shared.logs.log(shared.identity, &event, shared.now_ns());
     shared.events.push(event);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::Reply;
+
+    #[test]
+    fn who_closes_a_socket_of_a_shard_that_ends_is_answered() {
+        let port = Port::new(4, 1);
+        let close = || {
+            let reply = Reply::new();
+            (Command::Close { socket: SocketId(0), linger_ns: 0, reply: reply.clone() }, reply)
+        };
+        let (command, early) = close();
+        assert!(port.command(command).is_ok() && early.take().is_none());
+        port.end();
+        assert_eq!(early.take().map(|report| report.undelivered), Some(0));
+        assert!(port.command(close().0).is_err());
+    }
 }
