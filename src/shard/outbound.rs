@@ -237,6 +237,10 @@ impl Shard {
         if self.spare.len() < SPARE_MAX {
             self.spare.push(slices);
         }
+        let retained = self.link(key).and_then(|link| link.retained.as_mut());
+        if let Some(early) = retained.and_then(|retained| retained.take_early()) {
+            self.let_go(key, &early);
+        }
         self.after_send(key, id, error);
     }
 

@@ -22,6 +22,8 @@ pub(super) struct Retained {
     deframer: Deframer,
     /// For what the link's timer is set.
     timed_ns: u64,
+    /// ACKs that came before the send that they are for had ended: they count when it has. At most [`PENDING_MAX`].
+    early: Vec<MsgId>,
 }
 
 /// A frame that wants an ACK.
@@ -47,6 +49,7 @@ impl Retained {
             }),
             deframer: Deframer::new(u32::MAX),
             timed_ns: u64::MAX,
+            early: Vec::new(),
         }
     }
 
@@ -87,6 +90,11 @@ impl Retained {
         if self.pending.insert(waiting, now_ns).is_ok() { bytes } else { 0 }
     }
 
+    /// The ACKs that were too early for their send, if there are any.
+    pub(super) fn take_early(&mut self) -> Option<Vec<MsgId>> {
+        (!self.early.is_empty()).then(|| std::mem::take(&mut self.early))
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.room() == 0
     }
@@ -112,7 +120,18 @@ impl Retained {
 impl Shard {
     /// ACKs have come on a link.
     pub(super) fn acknowledged(&mut self, key: LinkKey, ids: &[MsgId]) {
+        self.let_go(key, ids);
+        let Some(id) = self.link(key).map(|link| link.socket) else { return };
+        self.touch(id);
+        self.distribute(id);
+        self.pump(key);
+        self.check_parting(key);
+    }
+
+    /// Lets go of messages that were acknowledged.
+    pub(super) fn let_go(&mut self, key: LinkKey, ids: &[MsgId]) {
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+        let is_sending = link.sending.is_some();
         let (id, Some(retained), Some(lane)) = (link.socket, &mut link.retained, &mut link.lane) else { return };
         let now_ns = self.now_ns;
         let mut round_trips_ns = Vec::new();
@@ -124,6 +143,8 @@ impl Shard {
                 round_trips_ns.extend(round_trip_ns);
                 lane.unacknowledged -= kept.frame.len();
                 directed += if kept.directed { kept.frame.len() } else { 0 };
+            } else if is_sending && retained.early.len() < PENDING_MAX {
+                retained.early.push(*msg_id);
             }
         }
         link.queued_sub(directed);
@@ -132,10 +153,6 @@ impl Shard {
             link.count_round_trips(socket.counters(), &round_trips_ns);
             socket.released = true;
         }
-        self.touch(id);
-        self.distribute(id);
-        self.pump(key);
-        self.check_parting(key);
     }
 
     /// Sets the link's resend timer if the next one is earlier than what it is set for.
