@@ -124,11 +124,12 @@ fn nothing_is_lost(journal: &Journal, sender: Life, record: &Record) -> Verdict 
 }
 
 /// I5: under PUBLISH a receiver misses messages of a sender only where a link between them has ended, or where a policy skips them
-/// and says so.
+/// and says so. Who has died may have skipped more than it had time to tell.
 fn gaps_have_reasons(journal: &Journal, receiver: Life, record: &Record) -> Verdict {
     for (&sender, numbers) in &record.received {
         let from = &journal.lives[sender.0 as usize];
-        if from.mode != SendMode::Publish || journal.stolen.contains(&record.identity) {
+        let untold = from.over && from.skips;
+        if from.mode != SendMode::Publish || untold || journal.stolen.contains(&record.identity) {
             continue;
         }
         let between = |pair: &&[u32]| {

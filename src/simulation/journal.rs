@@ -41,6 +41,8 @@ pub(super) struct Record {
     pub(super) expired: u64,
     /// Whether messages may expire.
     pub(super) expires: bool,
+    /// Whether it skips messages for peers that are slow, and tells of them now and then.
+    pub(super) skips: bool,
     /// PUBLISH: what is to be accounted for, per message and peer, of links that have ended.
     pub(super) owed: u64,
     /// PUBLISH, while nobody is connected: from which of its messages on the next link, or the last one before it, is served.
@@ -148,6 +150,7 @@ impl Journal {
             dropped: 0,
             expired: 0,
             expires: plan.expires,
+            skips: plan.lag.is_some(),
             owed: 0,
             next_from: 0,
             resent_before: 0,
