@@ -1,6 +1,15 @@
 //! Planted bugs: places where the engine does wrong on purpose when it is told to, so that the simulation can show that it would
 //! notice (`tests/planted.rs`). Every layer may ask `planted`; it is `false` at compile time, and costs nothing, unless the feature
 //! `sabotage` is on, which is for the simulation only, and even then nothing is wrong until a test plants a bug.
+//!
+//! No feature brings `sabotage` along, and an optimised build refuses it unless the environment says that it is meant, so that none
+//! ships by accident (`tests/architecture.rs` has a compiler say so).
+
+#[cfg(feature = "sabotage")]
+const _: () = assert!(
+    cfg!(debug_assertions) || option_env!("AIOMSG_SABOTAGE").is_some(),
+    "the feature `sabotage` is for tests/planted.rs, which sets AIOMSG_SABOTAGE; no release has it"
+);
 
 macro_rules! bugs {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {

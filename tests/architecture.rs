@@ -134,6 +134,34 @@ fn files_fit_in_one_head() {
 }
 
 #[test]
+fn planted_bugs_do_not_ship() {
+    let manifest = fs::read_to_string(package().join("Cargo.toml")).expect("a manifest");
+    let own = "sabotage = [\"simulation\"]";
+    assert!(manifest.lines().any(|line| line == own), "the feature has another name or brings more");
+    let features =
+        manifest.lines().skip_while(|line| *line != "[features]").take_while(|line| *line != "[dependencies]");
+    let others: Vec<_> = features.filter(|line| !line.starts_with('#') && *line != own).collect();
+    assert!(
+        !others.is_empty() && others.iter().all(|line| !line.contains("sabotage")),
+        "a feature brings it: {others:?}"
+    );
+
+    // The file stands alone, so that a compiler answers at once.
+    let compiles = |options: &[&str], meant: bool| {
+        let mut rustc = std::process::Command::new("rustc");
+        rustc.args(["--edition=2024", "--crate-type=lib", "--emit=metadata", "--cap-lints=allow"]).args(options);
+        rustc.arg(package().join("src/sabotage.rs")).arg("--out-dir").arg(env!("CARGO_TARGET_TMPDIR"));
+        rustc.env_remove("AIOMSG_SABOTAGE").envs(meant.then_some(("AIOMSG_SABOTAGE", "1")));
+        let output = rustc.output().expect("the compiler that built this");
+        assert!(output.status.success() || String::from_utf8_lossy(&output.stderr).contains("no release has it"));
+        output.status.success()
+    };
+    let on = "--cfg=feature=\"sabotage\"";
+    assert!(compiles(&["-O"], false) && compiles(&["-O", on], true) && compiles(&[on], false));
+    assert!(!compiles(&["-O", on], false), "a release takes planted bugs");
+}
+
+#[test]
 fn nothing_is_left_unfinished() {
     // Put together here, so that this file does not find itself.
     let marks = [concat!("to", "do!("), concat!("unim", "plemented!("), concat!("FIX", "ME"), concat!("XX", "X")];

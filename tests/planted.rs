@@ -1,6 +1,6 @@
 //! Whether the simulation would notice: each planted bug (`src/sabotage.rs`) must break a promise within a thousand seeds. Prints
-//! which, and after how many. Run with `cargo test --release --features simulation,sabotage --test planted -- --nocapture`;
-//! `BUG=name` tries one alone.
+//! which, and after how many. Run with
+//! `AIOMSG_SABOTAGE=1 cargo test --release --features sabotage --test planted -- --nocapture`; `BUG=name` tries one alone.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
