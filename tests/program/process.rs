@@ -4,8 +4,11 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use super::common::eventually;
 
 /// How long a process may take to end that is to end.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -41,7 +44,9 @@ impl Outcome {
 /// A running process; killed when dropped.
 pub(crate) struct Program {
     child: Child,
-    stdout: Option<JoinHandle<Vec<u8>>>,
+    stdout: Option<JoinHandle<()>>,
+    /// What was read of standard output so far.
+    printed: Arc<Mutex<Vec<u8>>>,
     stderr: BufReader<ChildStderr>,
     /// What was read of standard error so far.
     said: String,
@@ -56,20 +61,34 @@ impl Program {
     pub(crate) fn start_with(arguments: &[&str], stdin: Stdio, stdout: Stdio) -> Program {
         let mut child = aiomsg(arguments).stdin(stdin).stdout(stdout).stderr(Stdio::piped()).spawn().expect("started");
         let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+        let printed = Arc::new(Mutex::new(Vec::new()));
+        let into = Arc::clone(&printed);
         let stdout = child.stdout.take().map(|mut pipe| {
             std::thread::spawn(move || {
-                let mut all = Vec::new();
-                pipe.read_to_end(&mut all).expect("read");
-                all
+                let mut piece = vec![0; 64 * 1024];
+                loop {
+                    match pipe.read(&mut piece).expect("read") {
+                        0 => break,
+                        len => into.lock().expect("nobody panics with it").extend_from_slice(&piece[..len]),
+                    }
+                }
             })
         });
-        Program { child, stdout, stderr, said: String::new() }
+        Program { child, stdout, printed, stderr, said: String::new() }
     }
 
     /// The address that it tells to listen on (with --verbose, or when it was asked for port 0).
     #[track_caller]
     pub(crate) fn address(&mut self) -> String {
         self.said("listening on ")
+    }
+
+    /// Waits until it has printed so many lines.
+    #[track_caller]
+    pub(crate) fn has_printed(&self, lines: usize) {
+        let printed =
+            || self.printed.lock().expect("nobody panics with it").iter().filter(|byte| **byte == b'\n').count();
+        eventually("lines are printed", || printed() >= lines);
     }
 
     /// Waits until it says this; answers with the rest of the line.
@@ -112,7 +131,10 @@ impl Program {
             std::thread::sleep(Duration::from_millis(5));
         };
         self.stderr.read_to_string(&mut self.said).expect("read");
-        let stdout = self.stdout.take().map_or_else(Vec::new, |reader| reader.join().expect("read"));
+        if let Some(reader) = self.stdout.take() {
+            reader.join().expect("read");
+        }
+        let stdout = std::mem::take(&mut *self.printed.lock().expect("nobody panics with it"));
         Outcome { status, stdout, stderr: std::mem::take(&mut self.said) }
     }
 }

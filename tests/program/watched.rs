@@ -36,7 +36,7 @@ fn a_relay_is_watched() {
 
     // Another look after a while tells rates.
     let looks = Program::start(&["top", &at, "--json", "--interval", "0.2"]);
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    looks.has_printed(2);
     looks.signal("INT");
     let looks = looks.end();
     let last: Value = serde_json::from_str(looks.lines().last().expect("a line")).expect("JSON");
