@@ -159,7 +159,7 @@ pub(super) fn window(data: &[u8]) {
             }
         }
         model.push(known);
-        assert_eq!(windows.insert(&Identity::from([peer; 16]), id(number)), fresh);
+        assert_eq!(windows.of(&Identity::from([peer; 16])).insert(id(number)), fresh);
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) mod kind {
 }
 
 /// The id under which a message is acknowledged, resent and recognised when it comes twice.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct MsgId(pub(crate) [u8; MSG_ID_BYTES]);
 
 impl Hash for MsgId {

@@ -46,6 +46,7 @@ pub use identity::{Identity, IdentityError};
 pub(crate) use backoff::{Backoff, BackoffConfig};
 pub(crate) use circle::Circle;
 pub(crate) use deframe::{Deframer, FrameError};
+pub(crate) use delivery::ids::IdSet;
 pub(crate) use delivery::pending::{Overdue, Pending, PendingConfig, Waiting};
 pub(crate) use delivery::window::Windows;
 pub(crate) use delivery::{IdHash, MsgIds};

@@ -161,7 +161,7 @@ struct ShardSocket {
     /// Message ids that its peers have used.
     seen: Windows,
     /// Ids of messages that the application has not acknowledged yet.
-    in_hand: std::collections::HashMap<crate::protocol::MsgId, LinkKey, crate::protocol::IdHash>,
+    in_hand: receive::InHand,
     /// Links that have died with something still to be settled by the backend.
     unsettled: usize,
     /// Its live links; each knows its place in here.
@@ -415,7 +415,7 @@ impl Shard {
             mail_at,
             parked: std::collections::HashMap::new(),
             seen,
-            in_hand: std::collections::HashMap::default(),
+            in_hand: receive::InHand::default(),
             unsettled: 0,
             links: Vec::new(),
             by_identity: std::collections::HashMap::new(),

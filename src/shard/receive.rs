@@ -1,12 +1,14 @@
 //! The way in: leased buffers from the backend, through the link's deframer, into the socket's receive queue, one entry per
 //! completion. A queue that is full stops the reading of the links that fill it, and TCP slows their senders.
 
+use std::collections::HashMap;
+
 use bytes::{Bytes, BytesMut};
 
 use super::link::{Link, Reading, State};
 use super::{AckMode, DisconnectReason, Inbound, LinkKey, Op, Shard, ShardSocket, SocketId, token};
 use crate::backend::{self, Lease};
-use crate::protocol::{self, FrameError, MsgId};
+use crate::protocol::{self, FrameError, IdHash, IdSet, MsgId};
 use crate::sabotage::{Bug, planted};
 use crate::shard::tally::add;
 
@@ -239,6 +241,24 @@ impl Shard {
 /// Messages of which it is remembered that the application has not acknowledged them; a resend of one beyond is acknowledged at once.
 const IN_HAND_MAX: usize = 1 << 16;
 
+/// The messages that the application has not acknowledged.
+#[derive(Default)]
+pub(super) struct InHand {
+    ids: IdSet,
+    /// Of those that have come again on another link, the last one.
+    moved: HashMap<MsgId, LinkKey, IdHash>,
+}
+
+impl InHand {
+    /// The application is done with a message that came on `link`; answers with the link on which it came last.
+    fn remove(&mut self, id: &MsgId, link: LinkKey) -> LinkKey {
+        match self.ids.remove(id) && !self.moved.is_empty() {
+            true => self.moved.remove(id).unwrap_or(link),
+            false => link,
+        }
+    }
+}
+
 /// Takes in a run with messages that want to be acknowledged: those that were received before are acknowledged again and taken out,
 /// the others are acknowledged now if that is the socket's mode.
 fn accept(socket: &mut ShardSocket, link: &mut Link, arrived: Inbound) {
@@ -246,20 +266,22 @@ fn accept(socket: &mut ShardSocket, link: &mut Link, arrived: Inbound) {
     let on_receipt = socket.shared.config.ack_mode == AckMode::OnReceipt || planted(Bug::AckOnArrival);
     let (mut at, mut fresh_from) = (0, 0);
     let mut duplicates = 0;
+    let window = socket.seen.of(&arrived.identity);
     loop {
         let start = at;
         let Some(message) = protocol::next_message(frames, &mut at) else { break };
         let Some(id) = message.msg_id else { continue };
-        let fresh = socket.seen.insert(&arrived.identity, id) || planted(Bug::WindowForgets);
-        if fresh && !on_receipt && socket.in_hand.len() < IN_HAND_MAX {
-            socket.in_hand.insert(id, arrived.link);
-        }
-        // One that the application is not done with yet is acknowledged when it is, on the link where it has come last: until
-        // then its sender must keep it.
-        match socket.in_hand.get_mut(&id) {
-            Some(last) if !on_receipt && !planted(Bug::AckInHand) => *last = arrived.link,
-            _ if on_receipt || !fresh => link.control.extend_from_slice(&protocol::ack(id)),
-            _ => {}
+        let fresh = window.insert(id) || planted(Bug::WindowForgets);
+        if fresh && !on_receipt {
+            if socket.in_hand.ids.len() < IN_HAND_MAX {
+                socket.in_hand.ids.insert(&id);
+            }
+        } else if !on_receipt && socket.in_hand.ids.contains(&id) && !planted(Bug::AckInHand) {
+            // Acknowledged when the application is done with it, on the link where it has come last: until then its sender must
+            // keep it.
+            socket.in_hand.moved.insert(id, arrived.link);
+        } else {
+            link.control.extend_from_slice(&protocol::ack(id));
         }
         if !fresh {
             duplicates += 1;
@@ -282,7 +304,7 @@ impl Shard {
     /// The application is done with messages: their ACKs go out between its next frames.
     pub(super) fn acknowledge(&mut self, id: SocketId, acks: &[(LinkKey, MsgId)]) {
         let Some(socket) = self.socket(id) else { return };
-        let last = |(link, id): &(LinkKey, MsgId)| (socket.in_hand.remove(id).unwrap_or(*link), *id);
+        let last = |(link, id): &(LinkKey, MsgId)| (socket.in_hand.remove(id, *link), *id);
         let acks: Vec<_> = acks.iter().map(last).collect();
         for of_link in acks.chunk_by(|a, b| a.0 == b.0) {
             let key = of_link[0].0;

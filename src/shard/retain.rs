@@ -59,32 +59,33 @@ impl Retained {
         for slice in slices {
             // What we wrote ourselves has no frame that is too long.
             let Ok(scan) = self.deframer.feed(slice, |_| {}) else { continue };
-            let whole = scan.assembled.iter().map(|frame| (frame.clone(), 0)).collect::<Vec<_>>();
             let first_end = position + scan.run.start as u64;
-            for (frame, _) in whole {
+            if let Some(frame) = scan.assembled
+                && let Some((Some(msg_id), _)) = protocol::payload_of(&frame)
+            {
                 let start = first_end - frame.len() as u64;
-                kept += self.keep_frame(frame, lane, start, now_ns);
+                kept += self.keep_frame(frame, msg_id, lane, start, now_ns);
             }
-            let run = slice.slice(scan.run.clone());
+            let run = slice.slice(scan.run);
             let mut at = 0;
             while at < run.len() {
                 let start = at;
                 let Some(message) = protocol::next_message(&run, &mut at) else { break };
+                let Some(msg_id) = message.msg_id else { continue };
                 let frame = run.slice(start..message.payload.end);
-                kept += self.keep_frame(frame, lane, first_end + start as u64, now_ns);
+                kept += self.keep_frame(frame, msg_id, lane, first_end + start as u64, now_ns);
             }
             position += slice.len() as u64;
         }
         kept
     }
 
-    fn keep_frame(&mut self, frame: Bytes, lane: &Lane, position: u64, now_ns: u64) -> usize {
+    fn keep_frame(&mut self, frame: Bytes, msg_id: MsgId, lane: &Lane, position: u64, now_ns: u64) -> usize {
         // A copy is not kept again: its original still waits, or was acknowledged meanwhile.
         if lane.is_again(position) && !planted(Bug::KeepCopies) {
             return 0;
         }
         let directed = lane.is_directed(position);
-        let Some((Some(msg_id), _)) = protocol::payload_of(&frame) else { return 0 };
         let bytes = frame.len();
         let waiting = Waiting { msg_id, attempts: 1, message: Kept { frame, directed } };
         if self.pending.insert(waiting, now_ns).is_ok() { bytes } else { 0 }

@@ -10,6 +10,7 @@
 //! Everything is bounded: a full table refuses, a full window forgets its oldest ids, a full set of windows the peer that
 //! was not heard of for longest. Called by `shard`. Never sends and never holds time of its own.
 
+pub(crate) mod ids;
 pub(crate) mod pending;
 pub(crate) mod window;
 
@@ -79,10 +80,14 @@ impl Hasher for IdHasher {
         for piece in bytes.chunks(16) {
             let mut padded = [0; 16];
             padded[..piece.len()].copy_from_slice(piece);
-            let both = u128::from_le_bytes(padded);
-            let product = u128::from(both as u64 ^ self.state) * u128::from((both >> 64) as u64 ^ self.key);
-            self.state = product as u64 ^ (product >> 64) as u64;
+            self.write_u128(u128::from_le_bytes(padded));
         }
+    }
+
+    #[inline]
+    fn write_u128(&mut self, id: u128) {
+        let product = u128::from(id as u64 ^ self.state) * u128::from((id >> 64) as u64 ^ self.key);
+        self.state = product as u64 ^ (product >> 64) as u64;
     }
 
     #[inline]

@@ -1,14 +1,17 @@
 //! What a sender keeps until its ACK: the messages of one link, when they are overdue, how often they went out (parent
 //! module).
 //!
-//! Invariants: `queue` is ordered by deadline and has one live row per waiting message; its front is live; stale rows
-//! are at most as many as live ones, and 64. The clock of the deadlines stands still during a pause.
+//! Invariants: the rows are ordered by deadline, one for each waiting message; the first is no hole; holes are at most as many as
+//! messages, and 64. The clock of the deadlines stands still during a pause. Ids that come and go in order, as those of one source
+//! do, are compared and never hashed.
 
-use std::collections::VecDeque;
-use std::collections::hash_map::{Entry, HashMap};
+use std::collections::{HashMap, VecDeque};
 
 use super::IdHash;
 use crate::protocol::frame::MsgId;
+
+/// Rows without a message beyond as many as there are messages.
+const HOLES_MAX: usize = 64;
 
 /// How long messages wait for their ACK, and how often they go out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,42 +57,74 @@ pub(crate) enum Overdue<'a, T> {
 #[derive(Debug)]
 pub(crate) struct Pending<T> {
     config: PendingConfig,
-    /// With each message, its deadline on the clock that stops during pauses, in nanoseconds.
-    waiting: HashMap<MsgId, (u64, Waiting<T>), IdHash>,
-    /// Deadlines in order, oldest first: all waits are equally long. A row whose message has gone or moved is stale.
-    queue: VecDeque<(u64, MsgId)>,
+    /// By deadline, oldest first: all waits are equally long. A message that has gone leaves a hole.
+    rows: VecDeque<Option<Row<T>>>,
+    /// Number of the first row; they are numbered as they come.
+    first: u64,
+    /// Rows that are not holes.
+    len: usize,
+    /// Number of the row behind the one that was acknowledged last: peers acknowledge in the order of arrival.
+    next: u64,
+    /// No id in the rows is above it.
+    highest: MsgId,
+    /// Where the rows are, from the first id on that is out of order.
+    index: Option<HashMap<MsgId, u64, IdHash>>,
     /// How long the clock has stood still in all, in nanoseconds.
     stopped_ns: u64,
     paused_ns: Option<u64>,
 }
 
+#[derive(Debug)]
+struct Row<T> {
+    /// On the clock that stops during pauses, in nanoseconds.
+    deadline_ns: u64,
+    waiting: Waiting<T>,
+}
+
 impl<T> Pending<T> {
     /// An empty table.
     pub(crate) fn new(config: PendingConfig) -> Self {
-        Self { config, waiting: HashMap::default(), queue: VecDeque::new(), stopped_ns: 0, paused_ns: None }
+        Self {
+            config,
+            rows: VecDeque::new(),
+            first: 0,
+            len: 0,
+            next: 0,
+            highest: MsgId::default(),
+            index: None,
+            stopped_ns: 0,
+            paused_ns: None,
+        }
     }
 
     /// Adds a message that was sent at `now_ns`; its `attempts` include that sending. Given back when the table is full
     /// or the id is taken.
     pub(crate) fn insert(&mut self, waiting: Waiting<T>, now_ns: u64) -> Result<(), Waiting<T>> {
-        let deadline_ns = self.clock_ns(now_ns).saturating_add(self.config.resend_ns);
-        if self.waiting.len() >= self.config.capacity {
+        let msg_id = waiting.msg_id;
+        if self.len >= self.config.capacity {
             return Err(waiting);
         }
-        let msg_id = waiting.msg_id;
-        match self.waiting.entry(msg_id) {
-            Entry::Occupied(_) => return Err(waiting),
-            Entry::Vacant(place) => place.insert((deadline_ns, waiting)),
-        };
-        self.queue.push_back((deadline_ns, msg_id));
+        if self.len > 0 && msg_id <= self.highest && self.index().contains_key(&msg_id) {
+            return Err(waiting);
+        }
+        self.highest = if self.len == 0 { msg_id } else { self.highest.max(msg_id) };
+        let deadline_ns = self.clock_ns(now_ns).saturating_add(self.config.resend_ns);
+        self.push(Row { deadline_ns, waiting });
+        self.len += 1;
         Ok(())
     }
 
     /// An ACK has come at `now_ns`. Returns its message, with how long it took if it was sent once only: else nobody knows which
     /// sending this answers. `None` for an id that does not wait: acknowledged before, expired, or never ours.
     pub(crate) fn acknowledge(&mut self, msg_id: &MsgId, now_ns: u64) -> Option<(T, Option<u64>)> {
-        let (deadline_ns, waiting) = self.waiting.remove(msg_id)?;
-        self.drop_stale();
+        let likely = self.next.max(self.first);
+        let number = match self.row(likely) {
+            Some(row) if row.waiting.msg_id == *msg_id => likely,
+            _ if self.len == 0 => return None,
+            _ => *self.index().get(msg_id)?,
+        };
+        let Row { deadline_ns, waiting } = self.take(number)?;
+        self.next = number + 1;
         let sent_ns = deadline_ns.saturating_sub(self.config.resend_ns);
         let round_trip_ns = (waiting.attempts == 1).then(|| self.clock_ns(now_ns).saturating_sub(sent_ns));
         Some((waiting.message, round_trip_ns))
@@ -100,27 +135,23 @@ impl<T> Pending<T> {
         if self.deadline_ns() > now_ns {
             return None;
         }
-        let deadline_ns = self.clock_ns(now_ns).saturating_add(self.config.resend_ns);
-        // The front is never stale, so there is a message.
-        let (_, msg_id) = self.queue.pop_front()?;
-        let attempts = self.waiting.get(&msg_id).map_or(0, |(_, waiting)| waiting.attempts);
-        if attempts >= self.config.attempts_max {
-            let expired = self.waiting.remove(&msg_id)?.1;
-            self.drop_stale();
-            return Some(Overdue::Expired(expired));
+        // The front is no hole, so there is a message.
+        let mut row = self.take(self.first)?;
+        if row.waiting.attempts >= self.config.attempts_max {
+            return Some(Overdue::Expired(row.waiting));
         }
-        self.queue.push_back((deadline_ns, msg_id));
-        if let Some((deadline, waiting)) = self.waiting.get_mut(&msg_id) {
-            (*deadline, waiting.attempts) = (deadline_ns, attempts + 1);
-        }
-        self.drop_stale();
-        self.waiting.get(&msg_id).map(|(_, waiting)| Overdue::Resend(msg_id, &waiting.message))
+        row.deadline_ns = self.clock_ns(now_ns).saturating_add(self.config.resend_ns);
+        row.waiting.attempts += 1;
+        self.push(row);
+        self.len += 1;
+        let waiting = &self.rows.back()?.as_ref()?.waiting;
+        Some(Overdue::Resend(waiting.msg_id, &waiting.message))
     }
 
     /// When to poll next, in nanoseconds; `u64::MAX` when nothing waits, and during a pause.
     pub(crate) fn deadline_ns(&self) -> u64 {
-        match self.queue.front() {
-            Some((deadline_ns, _)) if self.paused_ns.is_none() => deadline_ns.saturating_add(self.stopped_ns),
+        match self.rows.front() {
+            Some(Some(row)) if self.paused_ns.is_none() => row.deadline_ns.saturating_add(self.stopped_ns),
             _ => u64::MAX,
         }
     }
@@ -139,24 +170,21 @@ impl<T> Pending<T> {
 
     /// Takes out everything that waits, in the order of the last sendings: the link has died, others take over.
     pub(crate) fn drain(&mut self) -> Vec<Waiting<T>> {
-        let mut drained = Vec::with_capacity(self.waiting.len());
-        for (deadline_ns, msg_id) in self.queue.drain(..) {
-            if self.waiting.get(&msg_id).is_some_and(|(current_ns, _)| *current_ns == deadline_ns) {
-                drained.extend(self.waiting.remove(&msg_id).map(|(_, waiting)| waiting));
-            }
-        }
-        drained
+        (self.len, self.index) = (0, None);
+        let rows = std::mem::take(&mut self.rows);
+        self.first += rows.len() as u64;
+        rows.into_iter().flatten().map(|row| row.waiting).collect()
     }
 
     /// How many messages wait.
     pub(crate) fn len(&self) -> usize {
-        self.waiting.len()
+        self.len
     }
 
     /// Whether none waits.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.len == 0
     }
 
     /// `now_ns` on the clock that stops during pauses.
@@ -164,19 +192,44 @@ impl<T> Pending<T> {
         self.paused_ns.unwrap_or(now_ns).saturating_sub(self.stopped_ns)
     }
 
-    /// Keeps the front of the queue live, and stale rows below live ones: ACKs out of order leave rows behind in the
-    /// middle, which go all at once when they are the larger part.
-    fn drop_stale(&mut self) {
-        let waiting = &self.waiting;
-        let is_live = |(deadline_ns, msg_id): &(u64, MsgId)| {
-            waiting.get(msg_id).is_some_and(|(current_ns, _)| current_ns == deadline_ns)
-        };
-        while self.queue.front().is_some_and(|row| !is_live(row)) {
-            self.queue.pop_front();
+    fn row(&self, number: u64) -> Option<&Row<T>> {
+        self.rows.get(usize::try_from(number.checked_sub(self.first)?).ok()?)?.as_ref()
+    }
+
+    fn push(&mut self, row: Row<T>) {
+        if let Some(index) = &mut self.index {
+            index.insert(row.waiting.msg_id, self.first + self.rows.len() as u64);
         }
-        if self.queue.len() > 2 * waiting.len() + 64 {
-            self.queue.retain(is_live);
+        self.rows.push_back(Some(row));
+    }
+
+    /// Takes a row out, and the holes that are then at the front; all holes once they are the larger part.
+    fn take(&mut self, number: u64) -> Option<Row<T>> {
+        let row = self.rows.get_mut(usize::try_from(number.checked_sub(self.first)?).ok()?)?.take()?;
+        self.len -= 1;
+        if let Some(index) = &mut self.index {
+            index.remove(&row.waiting.msg_id);
         }
+        while let Some(None) = self.rows.front() {
+            self.rows.pop_front();
+            self.first += 1;
+        }
+        if self.rows.len() > 2 * self.len + HOLES_MAX {
+            self.first += self.rows.len() as u64;
+            self.rows.retain(Option::is_some);
+            self.index = None;
+        }
+        if self.len == 0 {
+            self.index = None;
+        }
+        Some(row)
+    }
+
+    /// Where each row is; made when it is first needed, and again after the rows have moved.
+    fn index(&mut self) -> &mut HashMap<MsgId, u64, IdHash> {
+        let numbered = self.rows.iter().zip(self.first..);
+        let ids = numbered.filter_map(|(row, number)| Some((row.as_ref()?.waiting.msg_id, number)));
+        self.index.get_or_insert_with(|| ids.collect())
     }
 }
 
@@ -296,7 +349,7 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(pending.len(), model.len());
-                prop_assert!(pending.queue.len() <= 2 * pending.len() + 64);
+                prop_assert!(pending.rows.len() <= 2 * pending.len() + HOLES_MAX);
                 let next_ns = model.iter().map(|row| row.1).min().filter(|_| !paused).unwrap_or(u64::MAX);
                 prop_assert_eq!(pending.deadline_ns(), next_ns);
             }

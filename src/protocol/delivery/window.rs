@@ -3,9 +3,10 @@
 //! A window holds its ids twice, in order and by hash, and forgets the oldest when it is full; so a duplicate is
 //! recognised as long as it comes within `ids_per_peer` messages of that peer. The windows outlive links.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use super::IdHash;
+use super::ids::IdSet;
 use crate::protocol::frame::MsgId;
 use crate::protocol::identity::Identity;
 
@@ -15,18 +16,18 @@ pub(crate) struct Window {
     capacity: usize,
     /// Oldest first; the same ids as in `seen`.
     order: VecDeque<MsgId>,
-    seen: HashSet<MsgId, IdHash>,
+    seen: IdSet,
 }
 
 impl Window {
     /// A window over at most `capacity` ids (at least 1); it takes memory as they come.
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { capacity: capacity.max(1), order: VecDeque::new(), seen: HashSet::default() }
+        Self { capacity: capacity.max(1), order: VecDeque::new(), seen: IdSet::default() }
     }
 
     /// Remembers an id. True if it is fresh: not among those remembered.
     pub(crate) fn insert(&mut self, msg_id: MsgId) -> bool {
-        if !self.seen.insert(msg_id) {
+        if !self.seen.insert(&msg_id) {
             return false;
         }
         if self.order.len() == self.capacity {
@@ -53,9 +54,8 @@ impl Windows {
         Self { ids_per_peer, peers_max: peers_max.max(1), peers: HashMap::default(), uses: 0 }
     }
 
-    /// Remembers an id that `peer` has used. True if it is fresh. A new peer may displace the one that was not heard of
-    /// for longest.
-    pub(crate) fn insert(&mut self, peer: &Identity, msg_id: MsgId) -> bool {
+    /// The ids that `peer` has used. A new peer may displace the one that was not heard of for longest.
+    pub(crate) fn of(&mut self, peer: &Identity) -> &mut Window {
         self.uses += 1;
         if !self.peers.contains_key(peer) && self.peers.len() == self.peers_max {
             // One look at every peer, but only when a new one comes.
@@ -64,7 +64,7 @@ impl Windows {
         }
         let (used, window) = self.peers.entry(*peer).or_insert_with(|| (0, Window::new(self.ids_per_peer)));
         *used = self.uses;
-        window.insert(msg_id)
+        window
     }
 
     /// How many peers are remembered.
@@ -99,12 +99,12 @@ mod tests {
     fn windows_are_kept_per_peer_and_bounded() {
         let peers = [1, 2, 3].map(Identity::from_seed);
         let mut windows = Windows::new(10, 2);
-        assert!(windows.insert(&peers[0], id(1)));
-        assert!(windows.insert(&peers[1], id(1)));
-        assert!(!windows.insert(&peers[0], id(1)));
-        assert!(windows.insert(&peers[2], id(1)), "displaces the second, which was quiet for longest");
-        assert!(!windows.insert(&peers[0], id(1)));
-        assert!(windows.insert(&peers[1], id(1)));
+        assert!(windows.of(&peers[0]).insert(id(1)));
+        assert!(windows.of(&peers[1]).insert(id(1)));
+        assert!(!windows.of(&peers[0]).insert(id(1)));
+        assert!(windows.of(&peers[2]).insert(id(1)), "displaces the second, which was quiet for longest");
+        assert!(!windows.of(&peers[0]).insert(id(1)));
+        assert!(windows.of(&peers[1]).insert(id(1)));
         assert_eq!(windows.len(), 2);
     }
 }
