@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
 use aiomsg_uring::Backend;
@@ -21,8 +22,7 @@ pub(crate) struct Child {
 impl Child {
     /// Starts a child in a role, with its arguments after the name. It may have as many descriptors as there are.
     pub(crate) fn start(backend: Backend, role: &str) -> Child {
-        let name = if backend == Backend::Poll { "poll" } else { "uring" };
-        Child::spawn(in_shell("ulimit -n $(ulimit -Hn);").env("AIOMSG_BACKEND", name), role)
+        Child::spawn(in_shell("ulimit -n $(ulimit -Hn);").env("AIOMSG_BACKEND", name(backend)), role)
     }
 
     /// The same with a shell's words before it, by another user if one is given, on the backend that it finds.
@@ -32,6 +32,25 @@ impl Child {
             command.uid(user).gid(user);
         }
         Child::spawn(command.env_remove("AIOMSG_BACKEND"), role)
+    }
+
+    /// A child that sees this text as its hosts file; `None` where a process may have none of its own.
+    pub(crate) fn with_hosts(backend: Backend, hosts: &str, role: &str) -> Option<Child> {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hosts-{}", name(backend)));
+        std::fs::write(&path, hosts).expect("written");
+        let mount = format!("mount --bind '{}' /etc/hosts &&", path.display());
+        let unshare = || {
+            let mut command = Command::new("unshare");
+            command.args(["--map-root-user", "--mount"]);
+            command
+        };
+        let tried = unshare().args(["sh", "-c", &format!("{mount} true")]).stderr(Stdio::null()).status();
+        tried.is_ok_and(|status| status.success()).then(|| {
+            let shell = in_shell(&mount);
+            let mut command = unshare();
+            command.arg(shell.get_program()).args(shell.get_args()).env("AIOMSG_BACKEND", name(backend));
+            Child::spawn(&mut command, role)
+        })
     }
 
     fn spawn(command: &mut Command, role: &str) -> Child {
@@ -82,6 +101,10 @@ impl Drop for Child {
     }
 }
 
+fn name(backend: Backend) -> &'static str {
+    if backend == Backend::Poll { "poll" } else { "uring" }
+}
+
 /// This program in the child's role, after a shell's words.
 fn in_shell(words: &str) -> Command {
     let mut command = Command::new("sh");
@@ -116,6 +139,7 @@ fn role() {
         ["own-cycle", count] => crate::crowd::cycle_own(count),
         #[cfg(target_os = "linux")]
         ["denied", what] => crate::denied::child(what),
+        ["names", name] => crate::names::child(name),
         ["echo", how, endpoint, timeout_ms] => crate::stopped::echo(how, endpoint, timeout_ms),
         ["ask", how, endpoint] => crate::stopped::ask(how, endpoint),
         _ => panic!("no role {role}"),

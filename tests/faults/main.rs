@@ -35,6 +35,8 @@ mod crowd;
 #[cfg(target_os = "linux")]
 mod denied;
 mod links;
+#[cfg(unix)]
+mod names;
 mod offsets;
 #[cfg(unix)]
 mod stopped;
