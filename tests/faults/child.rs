@@ -140,6 +140,8 @@ fn role() {
         #[cfg(target_os = "linux")]
         ["denied", what] => crate::denied::child(what),
         ["names", name] => crate::names::child(name),
+        ["storm-publisher", endpoint, start] => crate::storm::publisher(endpoint, start),
+        ["storm-diallers", endpoint, start] => crate::storm::diallers(endpoint, start),
         ["echo", how, endpoint, timeout_ms] => crate::stopped::echo(how, endpoint, timeout_ms),
         ["ask", how, endpoint] => crate::stopped::ask(how, endpoint),
         _ => panic!("no role {role}"),

@@ -40,6 +40,8 @@ mod names;
 mod offsets;
 #[cfg(unix)]
 mod stopped;
+#[cfg(unix)]
+mod storm;
 mod toxics;
 
 use std::time::Duration;
