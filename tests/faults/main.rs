@@ -38,6 +38,7 @@ mod links;
 #[cfg(unix)]
 mod names;
 mod offsets;
+mod stock;
 #[cfg(unix)]
 mod stopped;
 #[cfg(unix)]
