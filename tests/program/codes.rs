@@ -11,7 +11,7 @@ use super::process::{Program, run, run_with};
 fn mistakes_are_told_in_a_line_that_says_what_to_do() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("bound");
     let taken = taken.local_addr().expect("an address").to_string();
-    let cases: [(&[&str], i32, &str); 10] = [
+    let cases: [(&[&str], i32, &str); 13] = [
         (&["sub", "--bind", &taken], 1, "another program listens there"),
         (&["echo", "--bind", &taken], 1, "another program listens there"),
         (&["sub", "--bind", "127.0.0.1"], 2, "has no port: write host:port"),
@@ -21,6 +21,9 @@ fn mistakes_are_told_in_a_line_that_says_what_to_do() {
         (&["sub", "--bind", "127.0.0.1:0", "--identity", "12"], 2, "32 hexadecimal digits"),
         (&["pub", "--connect", "127.0.0.1:1", "--input", "no-such-file"], 1, "cannot open no-such-file"),
         (&["pub", "--connect", "127.0.0.1:1", "--mode", "broadcast"], 2, "publish, roundrobin"),
+        (&["pub", "--bind", "127.0.0.1:0", "--data", "x", "--key", "0"], 2, "a number of bytes from 1 on"),
+        (&["pub", "--bind", "127.0.0.1:0", "--mode", "roundrobin", "--replay", "oldest"], 1, "is for PUBLISH"),
+        (&["pub", "--bind", "127.0.0.1:0", "--data", "key x", "--key", "word", "--keys-max", "0"], 1, "keys_max"),
         (&["publish"], 2, "pub"),
     ];
     for (arguments, code, text) in cases {

@@ -60,6 +60,55 @@ fn another_process_may_be_the_other_end() {
     assert_eq!(echo.end().code(), 0);
 }
 
+/// Names of threads of a process with the cores that they may use.
+#[cfg(target_os = "linux")]
+fn cores_of_threads(pid: u32) -> Vec<(String, String)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+    let status = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("status")).ok();
+    let field = |status: &str, name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("there");
+        line.trim().to_owned()
+    };
+    tasks
+        .filter_map(|task| status(task.expect("a thread")))
+        .map(|status| (field(&status, "Name:"), field(&status, "Cpus_allowed_list:")))
+        .collect()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_drives_a_socket_spins_on_the_core_that_it_is_given() {
+    use super::{common::eventually, watched::ask};
+    let own = &cores_of_threads(std::process::id())[0].1;
+    let core: String = own.chars().take_while(char::is_ascii_digit).collect();
+    let mut first = None;
+    for (engine, driver) in [("inline", "aiomsg"), ("sharded", "aiomsg-0")] {
+        let arguments = ["echo", "-b", "127.0.0.1:0", "--engine", engine, "--pin", &core, "--spin", "1000000"];
+        let mut echo = Program::start(&[&arguments[..], &["--metrics", ":0"]].concat());
+        let address = echo.address();
+        for (name, cores) in cores_of_threads(echo.pid()) {
+            let expected = if name == driver { &core } else { own };
+            assert!(&cores == expected || engine == "inline", "{engine}: {name} runs on {cores}");
+        }
+        assert!(cores_of_threads(echo.pid()).contains(&(driver.to_owned(), core.clone())), "{engine}");
+        let counters = echo.said("counters at http://").trim_end_matches("/metrics").to_owned();
+        eventually("it looks for work", || {
+            let text = ask(&counters, "GET /metrics HTTP/1.0\r\n\r\n");
+            let spins = text.lines().find_map(|line| line.strip_prefix("aiomsg_shard_spins_total{shard=\"0\"} "));
+            spins.expect("told").parse::<u64>().expect("a number") > 1000
+        });
+        first.get_or_insert((echo, address));
+    }
+    let (_echo, address) = first.expect("started");
+    let cores = format!("{core},{core}");
+    let measured = bench(&["latency", "--connect", &address, "--rate", "100", "--spin", "20", "--pin", &cores]);
+    assert_eq!((&measured["spin_us"], &measured["cores"][0]), (&20.into(), &core.parse::<u64>().expect("one").into()));
+    bench(&["pair", "--size", "64", "--spin", "20", "--pin", &core, "--engine", "sharded"]);
+    let nowhere = run(&["bench", "pair", "--pin", "1023"]);
+    assert_eq!(nowhere.code(), 1);
+    assert!(nowhere.stderr.contains("cannot stay on core 1023: `aiomsg doctor` tells"), "{}", nowhere.stderr);
+}
+
 #[test]
 fn the_table_is_for_people() {
     let outcome = run(&["bench", "latency", "--repeats", "1", "--seconds", "0.05"]);

@@ -135,3 +135,48 @@ fn a_peer_that_stands_still_costs_the_publisher_what_was_chosen() {
     assert_eq!(end.code(), 3, "{end:?}");
     assert!(end.stderr.contains("2,000 messages sent") && end.stderr.contains(" dropped, "), "{}", end.stderr);
 }
+
+#[test]
+fn a_peer_that_stands_still_gets_the_newest_of_each_key() {
+    let mut sub = Program::start(&["sub", "-b", "127.0.0.1:0", "--json"]);
+    let address = sub.address();
+    let arguments = ["pub", "-c", &address, "-v", "--key", "word", "--slow-peers", "conflate"];
+    let mut publisher = Program::start_with(&arguments, Stdio::piped(), Stdio::null());
+    publisher.said("connected ");
+    sub.signal("STOP");
+    // More than the kernel's buffers hold; each value with the number of its update.
+    let filler = "x".repeat(60_000);
+    let mut input = publisher.input();
+    (0..1500).for_each(|n| writeln!(input, "key{} {n} {filler}", n % 3).expect("written"));
+    drop(input);
+    publisher.said("slow");
+    sub.signal("CONT");
+    let sent = publisher.end();
+    assert_eq!(sent.code(), 0, "{sent:?}");
+    assert!(sent.stderr.contains(" replaced by newer ones"), "{}", sent.stderr);
+    sub.signal("INT");
+    let end = sub.end();
+    let lines = end.lines();
+    let updates: Vec<u64> = lines
+        .iter()
+        .map(|line| {
+            let object: Value = serde_json::from_str(line).expect("JSON");
+            object["text"].as_str().expect("text").split(' ').nth(1).expect("a number").parse().expect("a number")
+        })
+        .collect();
+    assert!(updates.len() < 1500 && updates.is_sorted(), "{} updates", updates.len());
+    assert_eq!(updates[updates.len() - 3..], [1497, 1498, 1499]);
+}
+
+#[test]
+fn a_relay_keeps_the_newest_of_each_key_for_who_comes_late() {
+    let ends = ["--in-bind", "127.0.0.1:0", "--out-bind", "127.0.0.1:0"];
+    let mut relay = Program::start(&[&["relay"], &ends[..], &["--key", "3", "--replay", "snapshot"]].concat());
+    let (inward, outward) = both_addresses(&mut relay);
+    let first = Program::start(&["sub", "-c", &outward, "-n", "3"]);
+    let sent = run_with(&["pub", "-c", &inward], b"EUR 1\nUSD 2\nEUR 3\n");
+    assert_eq!((sent.code(), first.end().lines().len()), (0, 3));
+    for _ in 0..2 {
+        assert_eq!(run(&["sub", "-c", &outward, "-n", "2"]).lines(), ["USD 2", "EUR 3"]);
+    }
+}

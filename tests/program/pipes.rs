@@ -108,6 +108,38 @@ fn the_python_library_publishes_and_receives() {
 }
 
 #[test]
+fn who_comes_late_gets_what_is_kept_for_it() {
+    let lines = ["EURUSD 1", "USDJPY 2", "EURUSD 3"];
+    let objects = lines.map(|line| json!({ "text": line, "key": line[..6] }).to_string());
+    let cases: [(&[&str], _, &[&str]); 4] = [
+        (&["--key", "word", "--replay", "snapshot"], lines.map(str::to_owned), &lines[1..]),
+        (&["--json", "--replay", "snapshot"], objects, &lines[1..]),
+        (&["--replay", "oldest"], lines.map(str::to_owned), &lines),
+        (&["--replay", "oldest", "--retain", "2"], lines.map(str::to_owned), &lines[1..]),
+    ];
+    for (options, input, kept) in cases {
+        let arguments = [&["pub", "-b", "127.0.0.1:0"], options].concat();
+        let mut publisher = Program::start_with(&arguments, Stdio::piped(), Stdio::null());
+        let address = publisher.address();
+        let mut feed = publisher.input();
+        writeln!(feed, "{}", input.join("\n")).expect("written");
+        // What was sent while nobody was there goes to the first in any case.
+        let first = run(&["sub", "-c", &address, "-n", "3"]);
+        assert_eq!(first.lines(), lines, "{options:?}");
+        let late = run(&["sub", "-c", &address, "-n", &kept.len().to_string()]);
+        assert_eq!(late.lines(), kept, "{options:?}");
+        if let Some(python) = python() {
+            let mut peer = PythonPeer::start(python, SendMode::Publish, DeliveryGuarantee::AtMostOnce);
+            peer.ask(json!({ "do": "connect", "port": port(&address) }));
+            let got = peer.ask(json!({ "do": "receive", "count": kept.len() }));
+            assert_eq!(got["messages"], json!(kept), "{options:?}");
+        }
+        drop(feed);
+        assert_eq!(publisher.end().code(), 0, "{options:?}");
+    }
+}
+
+#[test]
 fn a_pipeline_passes_on_from_one_python_peer_to_another() {
     let Some(python) = python() else { return };
     let start = |_| PythonPeer::start(python, SendMode::Publish, DeliveryGuarantee::AtMostOnce);

@@ -17,6 +17,15 @@ fn top(address: &str, socket: &str) -> Value {
     sockets.iter().find(|one| one["socket"] == socket).unwrap_or_else(|| panic!("no {socket} in {look}")).clone()
 }
 
+/// The answer to an HTTP request there.
+pub(crate) fn ask(place: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(place).expect("connected");
+    stream.write_all(request.as_bytes()).expect("written");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("read");
+    text
+}
+
 #[test]
 fn a_relay_is_watched() {
     let path = folder("watched").join("metrics");
@@ -56,17 +65,10 @@ fn whoever_speaks_http_may_ask() {
     let mut echo = Program::start(&["echo", "-b", "127.0.0.1:0", "--metrics", ":0"]);
     echo.address();
     let place = echo.said("counters at http://").trim_end_matches("/metrics").to_owned();
-    let ask = |request: &str| {
-        let mut stream = TcpStream::connect(&place).expect("connected");
-        stream.write_all(request.as_bytes()).expect("written");
-        let mut text = String::new();
-        stream.read_to_string(&mut text).expect("read");
-        text
-    };
-    let answer = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    let answer = ask(&place, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.contains("version=0.0.4"), "{answer}");
     assert!(answer.contains("\naiomsg_peers{socket=\"echo\"} 0\n"), "{answer}");
-    assert!(ask("POST / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.0 405 "));
+    assert!(ask(&place, "POST / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.0 405 "));
     assert_eq!(top(&place, "echo")["peers"], 0.0);
 }
 

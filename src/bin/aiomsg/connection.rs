@@ -5,20 +5,16 @@
 use std::time::{Duration, Instant};
 
 use aiomsg_uring::{
-    DeliveryGuarantee, DisconnectReason, Endpoint, Engine, Event, Identity, LagLimit, Metrics, SendMode, SlowPolicy,
-    Socket, SocketBuilder, blocking,
+    DeliveryGuarantee, DisconnectReason, Endpoint, Engine, Event, Identity, Metrics, SendMode, Socket, SocketBuilder,
+    blocking,
 };
 use anyhow::{Context, Result};
+use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, ValueEnum};
 
 use crate::endpoint::BackendChoice;
 use crate::metrics::{self, At, Served};
 use crate::terminal::note;
-
-/// How long a subscriber may hold a publisher, whose log is full, before it is disconnected: people pause `less` for
-/// longer than the library's default of 1 s.
-const STALL_MAX: Duration = Duration::from_secs(10);
 
 /// Events of one kind that are told without --verbose: neither a port scanner nor a slow peer must fill a terminal. The
 /// report at the end has all of them.
@@ -51,38 +47,6 @@ pub(crate) struct Common {
     /// Tell on standard error who connects and leaves
     #[arg(long, short)]
     pub(crate) verbose: bool,
-}
-
-/// What a publisher does about peers that do not keep up.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct SlowPeers {
-    /// When a peer does not keep up: wait for it, 10 s at most, then disconnect it; drop its oldest or its newest messages; or disconnect it after a second. Publish mode only
-    #[arg(long, value_enum, value_name = "POLICY", default_value_t = SlowChoice::Wait)]
-    slow_peers: SlowChoice,
-    /// How many messages a peer may be behind before that [default: what half of the log holds, 16 MiB]
-    #[arg(long, value_name = "MESSAGES", value_parser = clap::value_parser!(u64).range(1..))]
-    lag_max: Option<u64>,
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum SlowChoice {
-    Wait,
-    DropOldest,
-    DropNewest,
-    Disconnect,
-}
-
-impl SlowPeers {
-    /// The settings with this in them.
-    pub(crate) fn apply(&self, settings: SocketBuilder) -> SocketBuilder {
-        let policy = match self.slow_peers {
-            SlowChoice::Wait => SlowPolicy::Block { max_wait: STALL_MAX },
-            SlowChoice::DropOldest => SlowPolicy::DropOldest,
-            SlowChoice::DropNewest => SlowPolicy::DropNewest,
-            SlowChoice::Disconnect => SlowPolicy::Disconnect { after: Duration::from_secs(1) },
-        };
-        settings.slow_policy(policy).lag_limit(LagLimit { messages: self.lag_max, ..LagLimit::default() })
-    }
 }
 
 /// The parser of `--mode`.

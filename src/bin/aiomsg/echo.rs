@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::connection::Places;
-use crate::endpoint::{BackendChoice, Endpoint, EngineKind};
+use crate::endpoint::{Cores, Drive, Endpoint};
 use crate::exit::Exit;
 use crate::metrics::{At, Board};
 use crate::terminal::{grouped, note, report};
@@ -27,12 +27,10 @@ pub(crate) struct Options {
     /// Stop after this many messages
     #[arg(long, short = 'n', value_name = "N")]
     count: Option<u64>,
-    /// Who drives the socket: the calling thread, or a reactor thread
-    #[arg(long, value_enum, default_value_t = EngineKind::Inline)]
-    engine: EngineKind,
-    /// What the socket stands on; auto takes io_uring where it works
-    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
-    backend: BackendChoice,
+    #[command(flatten)]
+    drive: Drive,
+    #[command(flatten)]
+    cores: Cores,
     /// Serve the counters as Prometheus text at unix:PATH or HOST:PORT, for `aiomsg top`, Prometheus and curl
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<At>,
@@ -47,7 +45,7 @@ pub(crate) struct Options {
 /// Runs until Ctrl-C, or until there were enough messages.
 pub(crate) fn run(options: &Options) -> Result<Exit> {
     on_interrupt(|| {})?;
-    let mut endpoint = Endpoint::new(options.engine, options.backend, Socket::builder())?;
+    let mut endpoint = options.cores.open(options.drive, 0, Socket::builder())?;
     for place in &options.places.bind {
         let address = endpoint.bind(place.clone())?;
         if !options.quiet && place.to_string() != address.to_string() {

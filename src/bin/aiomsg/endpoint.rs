@@ -9,7 +9,7 @@ use aiomsg_uring::{
     SocketBuilder, SocketId, Stats, TryRecvError, blocking, inline,
 };
 use anyhow::{Context, Result};
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 
 /// Who drives the sockets.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,77 @@ impl From<BackendChoice> for Backend {
     }
 }
 
+/// Which of them a command uses.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Drive {
+    /// Who drives the sockets: the calling threads, or reactor threads
+    #[arg(long, value_enum, default_value_t = EngineKind::Inline)]
+    pub(crate) engine: EngineKind,
+    /// What the sockets stand on; auto takes io_uring where it works
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub(crate) backend: BackendChoice,
+}
+
+/// What low latency costs cores for.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Cores {
+    /// How long to look for work before sleeping; saves wake-ups where each end has a core to itself, and costs all of it
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
+    pub(crate) spin: u64,
+    /// Keep what drives each socket on a core of its own: the first of these, separated by commas, is this end's (Linux)
+    #[arg(long, value_name = "CORE", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(..1024))]
+    pub(crate) pin: Vec<u16>,
+}
+
+impl Cores {
+    /// Starts an engine with this one socket, on the `nth` of the cores (in turn, if they are fewer). What drives it stays there:
+    /// the calling thread, or the reactor.
+    pub(crate) fn open(&self, drive: Drive, nth: usize, socket: SocketBuilder) -> Result<Endpoint> {
+        let spin = Duration::from_micros(self.spin);
+        let Some(&core) = self.pin.iter().cycle().nth(nth) else { return Endpoint::new(drive, spin, socket) };
+        let unpinned = pin(core)?;
+        let endpoint = Endpoint::new(drive, spin, socket)?;
+        if drive.engine == EngineKind::Sharded {
+            // The reactor has inherited it.
+            unpinned();
+        }
+        Ok(endpoint)
+    }
+}
+
+impl std::fmt::Display for Cores {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.spin > 0 {
+            write!(f, ", spinning {} us", self.spin)?;
+        }
+        if !self.pin.is_empty() {
+            let cores: Vec<_> = self.pin.iter().map(u16::to_string).collect();
+            write!(f, ", on cores {}", cores.join(","))?;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps this thread, and those that it starts, on the core; what it answers with takes that back.
+#[cfg(target_os = "linux")]
+fn pin(core: u16) -> Result<impl FnOnce()> {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let cannot = || format!("cannot stay on core {core}: `aiomsg doctor` tells which ones there are");
+    let allowed = sched_getaffinity(None).with_context(cannot)?;
+    let mut one = CpuSet::new();
+    one.set(core.into());
+    sched_setaffinity(None, &one).with_context(cannot)?;
+    Ok(move || {
+        // It was allowed before.
+        let _ = sched_setaffinity(None, &allowed);
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn pin(_core: u16) -> Result<fn()> {
+    anyhow::bail!("--pin works on Linux only")
+}
+
 /// A socket and the engine that it stands on.
 pub(crate) enum Endpoint {
     /// This thread drives.
@@ -63,16 +134,15 @@ pub(crate) enum Endpoint {
 
 impl Endpoint {
     /// Starts an engine with this one socket.
-    pub(crate) fn new(kind: EngineKind, backend: BackendChoice, socket: SocketBuilder) -> Result<Self> {
-        match kind {
+    pub(crate) fn new(drive: Drive, spin: Duration, socket: SocketBuilder) -> Result<Self> {
+        match drive.engine {
             EngineKind::Inline => {
-                let engine = inline::Engine::builder().backend(backend.into()).build()?;
+                let engine = inline::Engine::builder().backend(drive.backend.into()).spin(spin).build()?;
                 let socket = socket.build_inline(&engine)?;
                 Ok(Self::Inline { engine, socket, ready: Vec::new() })
             }
             EngineKind::Sharded => {
-                // Unpinned: every process of the demo would choose the same core.
-                let engine = Engine::builder().backend(backend.into()).pin(false).build()?;
+                let engine = Engine::builder().backend(drive.backend.into()).spin(spin).build()?;
                 let socket = socket.engine(&engine).build_blocking()?;
                 Ok(Self::Sharded { engine, socket })
             }

@@ -5,7 +5,7 @@
 //! lines     payload, \n                         (a payload with a \n in it comes out as two lines)
 //! length    length: u32, big-endian | payload   (any bytes)
 //! json      {"identity":"<hex>","text":"..."}\n      or "base64" in place of "text" where the payload is no UTF-8;
-//!           on input "to" (hex) sends to one peer, and "identity" is not looked at
+//!           on input "to" (hex) sends to one peer, "key" is the message's, and "identity" is not looked at
 //! ```
 
 use std::fs::File;
@@ -44,6 +44,8 @@ pub(crate) struct Record<'a> {
     pub(crate) payload: &'a [u8],
     /// The one peer that it is for, if it names one.
     pub(crate) to: Option<Identity>,
+    /// What it is the newest value of, if it says so.
+    pub(crate) key: Option<&'a [u8]>,
 }
 
 /// Messages read from a stream, one after the other.
@@ -51,6 +53,7 @@ pub(crate) struct Input {
     reader: Box<dyn BufRead + Send>,
     framing: Framing,
     record: Vec<u8>,
+    key: Option<String>,
     /// Records read, for messages.
     count: u64,
 }
@@ -69,7 +72,7 @@ impl Input {
     }
 
     fn new(reader: Box<dyn BufRead + Send>, framing: Framing) -> Self {
-        Self { reader, framing, record: Vec::new(), count: 0 }
+        Self { reader, framing, record: Vec::new(), key: None, count: 0 }
     }
 
     /// The next record; `None` at the end.
@@ -87,9 +90,9 @@ impl Input {
         let mut to = None;
         if self.framing == Framing::Json {
             let what = || format!("line {} of the input", self.count);
-            (self.record, to) = parse_json(&self.record).with_context(what)?;
+            (self.record, to, self.key) = parse_json(&self.record).with_context(what)?;
         }
-        Ok(Some(Record { payload: &self.record, to }))
+        Ok(Some(Record { payload: &self.record, to, key: self.key.as_ref().map(String::as_bytes) }))
     }
 
     /// Reads up to the end of the line, which is not kept; false at the end of the stream.
@@ -125,7 +128,7 @@ impl Input {
     }
 }
 
-fn parse_json(line: &[u8]) -> Result<(Vec<u8>, Option<Identity>)> {
+fn parse_json(line: &[u8]) -> Result<(Vec<u8>, Option<Identity>, Option<String>)> {
     let value: Value = serde_json::from_slice(line).context("no JSON")?;
     let field =
         |name: &str| value.get(name).map(|field| field.as_str().with_context(|| format!("{name:?} is no text")));
@@ -135,7 +138,7 @@ fn parse_json(line: &[u8]) -> Result<(Vec<u8>, Option<Identity>)> {
         _ => bail!("an object with either \"text\" or \"base64\" is needed"),
     };
     let to = field("to").transpose()?.map(str::parse).transpose().context("\"to\" is no identity")?;
-    Ok((payload, to))
+    Ok((payload, to, field("key").transpose()?.map(str::to_owned)))
 }
 
 /// Messages written to a stream.
@@ -263,10 +266,12 @@ mod tests {
     }
 
     #[test]
-    fn a_json_record_may_name_its_peer() {
+    fn a_json_record_may_name_its_peer_or_its_key() {
         let identity = Identity::from_bytes([9; 16]);
-        let line = format!("{{\"text\":\"x\",\"to\":\"{identity}\"}}");
-        let mut input = input(line.as_bytes(), Framing::Json);
-        assert_eq!(input.next().unwrap().unwrap().to, Some(identity));
+        let lines = format!("{{\"text\":\"x\",\"to\":\"{identity}\"}}\n{{\"text\":\"x\",\"key\":\"k\"}}\n");
+        let mut input = input(lines.as_bytes(), Framing::Json);
+        let mut names = || input.next().unwrap().map(|record| (record.to, record.key.map(<[u8]>::to_vec)));
+        assert_eq!(names(), Some((Some(identity), None)));
+        assert_eq!(names(), Some((None, Some(b"k".to_vec()))));
     }
 }

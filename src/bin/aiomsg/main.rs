@@ -12,6 +12,7 @@ mod framing;
 mod metrics;
 mod pages;
 mod publish;
+mod publishing;
 mod relay;
 #[cfg(target_os = "linux")]
 mod service;

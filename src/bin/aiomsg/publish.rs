@@ -11,9 +11,10 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 
-use crate::connection::{Common, Places, SlowPeers, guarantee, mode, seconds, wait_for};
+use crate::connection::{Common, Places, guarantee, mode, seconds, wait_for};
 use crate::exit::{self, Exit};
 use crate::framing::{Framing, Input, Record};
+use crate::publishing::Publishing;
 use crate::terminal::{self, grouped, note};
 use crate::work::Work;
 
@@ -35,7 +36,7 @@ pub(crate) struct Options {
     /// How messages follow one another in the input
     #[arg(long, value_enum, default_value = "lines", default_value_if("json", "true", "json"))]
     framing: Framing,
-    /// Read one JSON object a line: {"text": ...} or {"base64": ...}, and "to" for one peer; report as JSON on standard error. With --framing, the report alone
+    /// Read one JSON object a line: {"text": ...} or {"base64": ...}, with "to" for one peer or "key"; report as JSON on standard error. With --framing, the report alone
     #[arg(long)]
     json: bool,
     /// To every peer, or to one after the other [default: publish; roundrobin with --guarantee at-least-once]
@@ -45,7 +46,7 @@ pub(crate) struct Options {
     #[arg(long, value_parser = guarantee(), default_value = "at-most-once")]
     guarantee: DeliveryGuarantee,
     /// Send to this peer alone; waits for it to connect
-    #[arg(long, value_name = "HEX")]
+    #[arg(long, value_name = "HEX", conflicts_with = "key")]
     to: Option<Identity>,
     /// Send this many messages a second, evenly, and not as fast as they come
     #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
@@ -60,7 +61,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     timeout: Duration,
     #[command(flatten)]
-    slow: SlowPeers,
+    publishing: Publishing,
     /// How long to wait at the end for messages to be sent (at-least-once: to be acknowledged)
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "5")]
     linger: Duration,
@@ -75,6 +76,7 @@ const LONG_HELP: &str = "Examples:
   seq 10 | aiomsg pub --bind 127.0.0.1:25000 --wait-peers 1
   aiomsg pub --connect host:25000 --mode roundrobin --guarantee at-least-once --input jobs.txt
   aiomsg pub --bind unix:/run/feed.sock --data tick --count 100 --rate 10
+  quotes | aiomsg pub --bind *:25000 --key word --replay snapshot --slow-peers conflate
   aiomsg sub --connect a:1 --json | aiomsg pub --bind :2 --json
 
 Exit codes:
@@ -95,7 +97,7 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let work = Work::new()?;
     let engine = options.common.engine()?;
     let settings = Socket::builder().send_mode(mode).delivery_guarantee(options.guarantee).linger(options.linger);
-    let settings = options.slow.apply(settings);
+    let settings = options.publishing.apply(settings);
     let settings = options.identity.into_iter().fold(settings, SocketBuilder::identity);
     let socket = options.common.open(&engine, &options.places, settings)?;
     let _served = options.common.serve_metrics(&engine, &[("pub", &socket)])?;
@@ -136,7 +138,7 @@ impl Source {
             Self::Text(_, 0) => Ok(None),
             Self::Text(text, left) => {
                 *left -= 1;
-                Ok(Some(Record { payload: text.as_bytes(), to: None }))
+                Ok(Some(Record { payload: text.as_bytes(), to: None, key: None }))
             }
         }
     }
@@ -163,9 +165,11 @@ fn feed(socket: &blocking::Socket, options: &Options, mut source: Source) -> Res
         if let Some(pace) = &mut pace {
             pace.wait();
         }
-        let sent = match record.to.or(options.to) {
-            Some(peer) => socket.send_to(peer, record.payload),
-            None => socket.send(record.payload),
+        let key = record.key.or_else(|| options.publishing.key_of(record.payload));
+        let sent = match (record.to.or(options.to), key) {
+            (Some(peer), _) => socket.send_to(peer, record.payload),
+            (None, Some(key)) => socket.send_keyed(key, record.payload),
+            (None, None) => socket.send(record.payload),
         };
         match sent {
             Ok(()) => left -= 1,
@@ -217,6 +221,7 @@ fn report(options: &Options, stats: &Stats, undelivered: u64, elapsed: Duration)
             "sent": stats.messages_sent,
             "delivered": stats.messages_delivered,
             "dropped": dropped,
+            "conflated": stats.messages_conflated,
             "expired": expired,
             "undelivered": undelivered,
             "seconds": elapsed.as_secs_f64(),
@@ -229,7 +234,12 @@ fn report(options: &Options, stats: &Stats, undelivered: u64, elapsed: Duration)
             stats.connects,
             elapsed.as_secs_f64()
         );
-        for (count, what) in [(dropped, "dropped"), (expired, "expired"), (undelivered, "undelivered")] {
+        for (count, what) in [
+            (dropped, "dropped"),
+            (stats.messages_conflated, "replaced by newer ones"),
+            (expired, "expired"),
+            (undelivered, "undelivered"),
+        ] {
             if count > 0 {
                 text += &format!(", {} {what}", grouped(count));
             }

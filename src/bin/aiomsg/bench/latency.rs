@@ -35,13 +35,13 @@ pub(super) fn word(message: &[u8], index: usize) -> u64 {
 
 pub(super) fn measure(options: &LatencyOptions, progress: &mut Progress, rows: &mut Vec<Row>) -> Result<EngineInfo> {
     let (common, epoch) = (&options.common, Instant::now());
-    let mut endpoint = Endpoint::new(common.engine, common.backend, settings())?;
+    let mut endpoint = common.cores.open(common.drive, 0, settings())?;
     let stop = Arc::new(AtomicBool::new(false));
     match &options.connect {
         Some(place) => endpoint.connect(place.clone())?,
         None => {
             let (address, stop) = (endpoint.bind("127.0.0.1:0".parse()?)?, stop.clone());
-            beside(common, address, settings, move |other| echo_until(other, &stop))?;
+            beside(common, 1, address, settings, move |other| echo_until(other, &stop))?;
         }
     }
     if !endpoint.wait_for_peers(1, PATIENCE) {
@@ -72,9 +72,9 @@ pub(super) fn measure(options: &LatencyOptions, progress: &mut Progress, rows: &
     // The echo is another peer of a publisher: this needs a socket of its own.
     stop.store(true, Relaxed);
     let (sender, reports) = channel();
-    let mut endpoint = Endpoint::new(common.engine, common.backend, settings())?;
+    let mut endpoint = common.cores.open(common.drive, 0, settings())?;
     let address = endpoint.bind("127.0.0.1:0".parse()?)?;
-    beside(common, address, settings, move |other| note_arrivals(other, epoch, &sender))?;
+    beside(common, 1, address, settings, move |other| note_arrivals(other, epoch, &sender))?;
     if !endpoint.wait_for_peers(1, PATIENCE) {
         bail!("the subscriber did not connect");
     }

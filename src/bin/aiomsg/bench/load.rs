@@ -30,12 +30,12 @@ pub(super) fn measure(
     progress: &mut Progress,
     rows: &mut Vec<Row>,
 ) -> Result<EngineInfo> {
-    let mut publisher = Endpoint::new(common.engine, common.backend, settings())?;
+    let mut publisher = common.cores.open(common.drive, 0, settings())?;
     let address = publisher.bind("127.0.0.1:0".parse()?)?;
     let (sender, reports) = channel();
-    for _ in 0..subscribers {
+    for nth in 1..=subscribers as usize {
         let sender = sender.clone();
-        beside(common, address.clone(), settings, move |mut endpoint| subscribe(&mut endpoint, &sender))?;
+        beside(common, nth, address.clone(), settings, move |mut endpoint| subscribe(&mut endpoint, &sender))?;
     }
     if !publisher.wait_for_peers(subscribers as usize, PATIENCE) {
         bail!("{} of {subscribers} subscribers connected: try fewer", publisher.peers());

@@ -18,7 +18,7 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
 use crate::connection::seconds;
-use crate::endpoint::{BackendChoice, Endpoint, EngineKind};
+use crate::endpoint::{Cores, Drive, Endpoint};
 use crate::exit::Exit;
 use crate::terminal::{Live, grouped, note, print};
 use plot::Chart;
@@ -96,12 +96,10 @@ struct Common {
     /// How long each measurement takes
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "1")]
     seconds: Duration,
-    /// Who drives the sockets: the calling threads, or reactor threads
-    #[arg(long, value_enum, default_value_t = EngineKind::Inline)]
-    engine: EngineKind,
-    /// What the sockets stand on; auto takes io_uring where it works
-    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
-    backend: BackendChoice,
+    #[command(flatten)]
+    drive: Drive,
+    #[command(flatten)]
+    cores: Cores,
     /// Draw the results into this file: SVG, or a page if its name ends with .html
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -155,14 +153,15 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let info = info.context("there is nothing to measure")?;
     let engine = if info.inline { "inline" } else { "sharded" };
     let about = format!(
-        "{engine} engine on {}, median of {} repeats of {} s",
+        "{engine} engine on {}{}, median of {} repeats of {} s",
         info.backend,
+        common.cores,
         common.repeats,
         common.seconds.as_secs_f64()
     );
     let table = table(&format!("{title}; {about}"), &rows);
     if common.json {
-        print(format!("{}\n", json(title, &info, &rows)))?;
+        print(format!("{}\n", json(title, &info, &common.cores, &rows)))?;
     } else {
         print(&table)?;
     }
@@ -199,16 +198,18 @@ impl Drop for Progress {
     }
 }
 
-/// Runs the other end on a thread of its own, with an engine of its own. It lives for as long as this process at most.
+/// Runs the `nth` other end, from 1 on, on a thread of its own, with an engine of its own. It lives for as long as this process
+/// at most.
 fn beside(
     common: &Common,
+    nth: usize,
     address: Address,
     settings: fn() -> SocketBuilder,
     work: impl FnOnce(Endpoint) -> Result<()> + Send + 'static,
 ) -> Result<()> {
-    let (engine, backend) = (common.engine, common.backend);
+    let (drive, cores) = (common.drive, common.cores.clone());
     let run = move || {
-        let other = Endpoint::new(engine, backend, settings()).and_then(|mut other| {
+        let other = cores.open(drive, nth, settings()).and_then(|mut other| {
             other.connect(address.into())?;
             work(other)
         });
@@ -267,7 +268,7 @@ fn table(about: &str, rows: &[Row]) -> String {
     text
 }
 
-fn json(title: &str, info: &EngineInfo, rows: &[Row]) -> Value {
+fn json(title: &str, info: &EngineInfo, cores: &Cores, rows: &[Row]) -> Value {
     let rows = rows.iter().map(|row| match row {
         Row::Rate { name, bytes, subscribers, per_s } => {
             let [median, least, most] = spread(per_s.iter().copied());
@@ -292,6 +293,8 @@ fn json(title: &str, info: &EngineInfo, rows: &[Row]) -> Value {
         "backend": info.backend.to_string(),
         "reason": info.reason,
         "engine": if info.inline { "inline" } else { "sharded" },
+        "spin_us": cores.spin,
+        "cores": cores.pin,
         "rows": rows.collect::<Vec<_>>(),
     })
 }

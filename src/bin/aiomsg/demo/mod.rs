@@ -31,7 +31,7 @@ use publisher::Publisher;
 pub(crate) use subscriber::{SubscriberOptions, run as run_subscriber};
 use table::Outcome;
 
-use crate::endpoint::{BackendChoice, Endpoint, EngineKind};
+use crate::endpoint::{Drive, Endpoint};
 use crate::metrics::{At, Board};
 
 /// Any free port of this machine's own.
@@ -61,12 +61,8 @@ pub(crate) struct Options {
     /// Messages per second of the paced phase, where latency is measured
     #[arg(long, value_name = "PER_SECOND", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     rate: u64,
-    /// Who drives the sockets: the calling thread, or reactor threads
-    #[arg(long, value_enum, default_value_t = EngineKind::Inline)]
-    engine: EngineKind,
-    /// What the sockets stand on; auto takes io_uring where it works
-    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
-    backend: BackendChoice,
+    #[command(flatten)]
+    drive: Drive,
     /// Serve the counters as Prometheus text at unix:PATH or HOST:PORT, for `aiomsg top`, Prometheus and curl
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<At>,
@@ -90,7 +86,7 @@ fn socket() -> SocketBuilder {
 pub(crate) fn run(options: &Options) -> Result<()> {
     // Before any process is started: a file that cannot be read is the likeliest mistake.
     let recording = options.input.as_deref().map(replay::Recording::open).transpose()?;
-    let mut endpoint = Endpoint::new(options.engine, options.backend, socket())?;
+    let mut endpoint = Endpoint::new(options.drive, Duration::ZERO, socket())?;
     let address = endpoint.bind(LOOPBACK.into()).context("cannot listen on a loopback port")?;
     let mut children = Children::spawn(options.subscribers, &subscriber::arguments(&address, options))?;
     wait_for_subscribers(&mut endpoint, &mut children)?;

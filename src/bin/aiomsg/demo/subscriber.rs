@@ -15,7 +15,7 @@ use super::Options;
 use super::report::{Line, Report, latency_histogram};
 use super::sequence::SequenceCheck;
 use super::tick::{Kind, Tick, system_time_ns};
-use crate::endpoint::{BackendChoice, Endpoint, EngineKind};
+use crate::endpoint::{Drive, Endpoint};
 
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -26,12 +26,8 @@ pub(crate) struct SubscriberOptions {
     /// Where the publisher listens
     #[arg(long)]
     connect: Place,
-    /// Who drives the socket
-    #[arg(long, value_enum)]
-    engine: EngineKind,
-    /// What the socket stands on
-    #[arg(long, value_enum)]
-    backend: BackendChoice,
+    #[command(flatten)]
+    drive: Drive,
 }
 
 /// The command line of a subscriber of the publisher at `address`.
@@ -39,8 +35,8 @@ pub(crate) fn arguments(address: &Address, options: &Options) -> Vec<String> {
     vec![
         "demo-subscriber".into(),
         format!("--connect={address}"),
-        format!("--engine={}", name(options.engine)),
-        format!("--backend={}", name(options.backend)),
+        format!("--engine={}", name(options.drive.engine)),
+        format!("--backend={}", name(options.drive.backend)),
     ]
 }
 
@@ -52,7 +48,7 @@ fn name(value: impl ValueEnum) -> String {
 /// Runs until the end of the stream.
 pub(crate) fn run(options: &SubscriberOptions) -> Result<()> {
     exit_with_parent()?;
-    let mut endpoint = Endpoint::new(options.engine, options.backend, super::socket())?;
+    let mut endpoint = Endpoint::new(options.drive, Duration::ZERO, super::socket())?;
     endpoint.connect(options.connect.clone())?;
     let mut tally = Tally::new();
     let mut told = Instant::now();

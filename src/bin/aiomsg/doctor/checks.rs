@@ -228,13 +228,10 @@ fn bytes(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
 
     /// A machine of which all is well, with changes.
-    fn machine(name: &str, changes: &[(&str, &str)]) -> Machine {
-        let root = std::env::temp_dir().join(format!("aiomsg-doctor-{name}-{}", std::process::id()));
+    fn machine(changes: &[(&str, &str)]) -> Machine {
         let limits = "Max open files            65536                65536                files     \n\
                       Max locked memory         67108864             67108864             bytes     ";
         let files = [
@@ -251,12 +248,7 @@ mod tests {
             ("proc/sys/net/ipv4/tcp_congestion_control", "cubic"),
             ("sys/devices/system/cpu/online", "0-3"),
         ];
-        for (path, text) in files.iter().chain(changes) {
-            let path: PathBuf = root.join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, format!("{text}\n")).unwrap();
-        }
-        Machine::below(root)
+        Machine::with(files.iter().chain(changes).map(|(path, text)| (path.to_string(), format!("{text}\n"))).collect())
     }
 
     fn verdict(findings: &[Finding], name: &str) -> (Verdict, String) {
@@ -266,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_good_machine_has_nothing_to_be_told() {
-        let findings = all(&machine("good", &[]), &Ok(()));
+        let findings = all(&machine(&[]), &Ok(()));
         assert!(findings.iter().all(|finding| finding.verdict == Verdict::Fine), "{findings:#?}");
         assert_eq!(findings.len(), 11);
     }
@@ -286,7 +278,7 @@ mod tests {
             ("proc/sys/net/ipv4/tcp_slow_start_after_idle", "1"),
             ("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "powersave"),
         ];
-        let findings = all(&machine("bad", &changes), &Ok(()));
+        let findings = all(&machine(&changes), &Ok(()));
         let expected = [
             ("kernel", Verdict::Costs, "6.0 or later"),
             ("open files", Verdict::Fix, "ulimit -n 65536"),
@@ -314,26 +306,22 @@ mod tests {
             ("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "-1"),
             ("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000"),
         ];
-        let (found, told) = verdict(&all(&machine("groups", &changes), &Ok(())), "processor quota");
+        let (found, told) = verdict(&all(&machine(&changes), &Ok(())), "processor quota");
         assert!(found == Verdict::Costs && told.contains("0.50 processors"), "{told}");
     }
 
     #[test]
     fn a_denied_ring_is_told_with_its_cause() {
         let denied = Err("the I/O backend does not work: io_uring denied (EPERM): because".to_owned());
-        let sysctl = |name, value| machine(name, &[("proc/sys/kernel/io_uring_disabled", value)]);
-        for (name, value, text) in [
-            ("two", "2", "io_uring_disabled=0"),
-            ("one", "1", "io_uring_group"),
-            ("zero", "0", "--security-opt seccomp="),
-        ] {
-            let (found, told) = verdict(&all(&sysctl(name, value), &denied), "io_uring");
+        let sysctl = |value| machine(&[("proc/sys/kernel/io_uring_disabled", value)]);
+        for (value, text) in [("2", "io_uring_disabled=0"), ("1", "io_uring_group"), ("0", "--security-opt seccomp=")] {
+            let (found, told) = verdict(&all(&sysctl(value), &denied), "io_uring");
             assert_eq!(found, Verdict::Fix);
             assert!(told.starts_with("io_uring denied (EPERM)") && told.contains(text), "{told}");
         }
         let missing = Err("io_uring missing (ENOSYS): old".to_owned());
-        assert_eq!(verdict(&all(&machine("missing", &[]), &missing), "io_uring").0, Verdict::Costs);
-        let mut insisting = machine("insisting", &[]);
+        assert_eq!(verdict(&all(&machine(&[]), &missing), "io_uring").0, Verdict::Costs);
+        let mut insisting = machine(&[]);
         insisting.backend_variable = Some("uring".to_owned());
         assert_eq!(verdict(&all(&insisting, &missing), "io_uring").0, Verdict::Fix);
     }

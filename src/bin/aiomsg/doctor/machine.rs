@@ -1,11 +1,11 @@
-//! What the kernel tells of itself and of this process in `/proc` and `/sys`, below a root folder: tests give another
-//! machine. Reads only; a file that is not there is a `None`, which is also what every other system than Linux has.
+//! What the kernel tells of itself and of this process in `/proc` and `/sys`; tests give another machine's. Reads only; a file that is not there is a `None`, which is also what every other system than Linux has.
 
-use std::path::PathBuf;
+/// The text of the file at a path without its first slash.
+type Read = dyn Fn(&str) -> Option<String>;
 
 /// Where to look.
 pub(super) struct Machine {
-    root: PathBuf,
+    read: Box<Read>,
     /// The value of `AIOMSG_BACKEND`, which decides for every program that does not.
     pub(super) backend_variable: Option<String>,
 }
@@ -20,18 +20,19 @@ pub(super) struct Limit {
 impl Machine {
     /// This one.
     pub(super) fn real() -> Machine {
-        Machine { root: "/".into(), backend_variable: std::env::var("AIOMSG_BACKEND").ok() }
+        let read = |path: &str| std::fs::read_to_string(format!("/{path}")).ok();
+        Machine { read: Box::new(read), backend_variable: std::env::var("AIOMSG_BACKEND").ok() }
     }
 
+    /// One that has these files.
     #[cfg(test)]
-    pub(super) fn below(root: PathBuf) -> Machine {
-        Machine { root, backend_variable: None }
+    pub(super) fn with(files: std::collections::HashMap<String, String>) -> Machine {
+        Machine { read: Box::new(move |path| files.get(path).cloned()), backend_variable: None }
     }
 
     /// The text of a file, trimmed.
     pub(super) fn text(&self, path: &str) -> Option<String> {
-        let text = std::fs::read_to_string(self.root.join(path.trim_start_matches('/'))).ok()?;
-        Some(text.trim().to_owned())
+        (self.read)(path.trim_start_matches('/')).map(|text| text.trim().to_owned())
     }
 
     /// The number in a file.

@@ -13,8 +13,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::connection::{Common, Places, SlowPeers, guarantee, mode, seconds};
+use crate::connection::{Common, Places, guarantee, mode, seconds};
 use crate::exit::Exit;
+use crate::publishing::Publishing;
 use crate::terminal::{Live, grouped, note, report};
 use crate::work::{Work, is_interrupted};
 
@@ -42,7 +43,7 @@ pub(crate) struct Options {
     #[arg(long, conflicts_with_all = ["out_mode", "out_guarantee"])]
     replies: bool,
     #[command(flatten)]
-    slow: SlowPeers,
+    publishing: Publishing,
     /// How long to wait at the end for messages to be sent
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "5")]
     linger: Duration,
@@ -97,6 +98,8 @@ const LONG_HELP: &str = "Examples:
       aiomsg relay --in-bind *:25000 --out-bind *:25001
   jobs of many producers are dealt to workers, and kept until a worker acknowledges them:
       aiomsg relay --in-bind *:25000 --out-bind *:25001 --out-mode roundrobin --out-guarantee at-least-once
+  the newest value of each key, for those who come late:
+      aiomsg relay --in-connect feed:25000 --out-bind *:25001 --key word --replay snapshot
   clients ask, workers answer:
       aiomsg relay --in-bind *:25000 --out-bind *:25001 --replies
 
@@ -122,7 +125,7 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let work = Work::new()?;
     let engine = options.common.engine()?;
     let Outward { places: OutPlaces { out_bind, out_connect }, out_mode, in_mode, out_guarantee } = &options.outward;
-    let settings = || options.slow.apply(Socket::builder().linger(options.linger));
+    let settings = || options.publishing.apply(Socket::builder().linger(options.linger));
     let open = |bind: &[Endpoint], connect: &[Endpoint], settings| {
         options.common.open(&engine, &Places { bind: bind.to_vec(), connect: connect.to_vec() }, settings)
     };
@@ -140,9 +143,10 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
         })?;
         spawn(&work, &outward, &inward, &back, move |from, to, flow| desk.answer(from, to, flow))?;
     } else {
-        spawn(&work, &inward, &outward, &forth, pass)?;
+        let pass = |publishing: Publishing| move |from: &_, to: &_, flow: &_| pass(from, to, flow, &publishing);
+        spawn(&work, &inward, &outward, &forth, pass(options.publishing.clone()))?;
         if options.both_ways {
-            spawn(&work, &outward, &inward, &back, pass)?;
+            spawn(&work, &outward, &inward, &back, pass(options.publishing.clone()))?;
         }
     }
 
@@ -219,10 +223,10 @@ fn spawn(
 }
 
 /// Passes on until the receiving socket is closed and empty.
-fn pass(from: &blocking::Socket, to: &blocking::Socket, flow: &Flow) -> Result<()> {
+fn pass(from: &blocking::Socket, to: &blocking::Socket, flow: &Flow, publishing: &Publishing) -> Result<()> {
     while let Ok(batch) = from.recv_batch() {
         for message in batch.bytes() {
-            flow.note(to.send(message))?;
+            flow.note(publishing.send(to, message))?;
         }
     }
     Ok(())
