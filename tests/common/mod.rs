@@ -28,8 +28,8 @@ pub(crate) use sockets::{Calls, Kind, Sock};
 
 /// How long a test waits for something that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
-/// How long a whole test may take before it counts as hung.
-const TEST_TIME_MAX: Duration = Duration::from_secs(40);
+/// How long a whole test may take before it counts as hung; on a busy machine most of it goes by without the processor.
+const TEST_TIME_MAX: Duration = Duration::from_secs(120);
 
 /// Runs a test under a watchdog: a test that hangs fails, under its name.
 pub(crate) fn watched(name: &str, test: impl FnOnce() + Send + 'static) {
