@@ -2,7 +2,7 @@
 //! doorbell behind one trait, [`Backend`], with two drivers: `uring` (io_uring, Linux) and `poll` (epoll, kqueue, IOCP).
 //!
 //! The shard submits operations named by [`Token`]s and calls [`Backend::turn`]; what happened comes back as
-//! [`Completion`]s. Invariants that both drivers keep and `tests.rs` checks on both:
+//! [`Completion`]s. Invariants that both drivers keep and `tests` checks on both:
 //! - every operation ends with exactly one terminal completion, also when it is cancelled or its handle is closed;
 //! - "would block" never leaves a driver, and neither does a receive that merely has to be armed again;
 //! - a buffer given to an operation is the driver's until that operation's terminal completion gives it back;
