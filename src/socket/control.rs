@@ -3,7 +3,7 @@
 use super::error::ControlError;
 use super::{Endpoint, EndpointError, blocking, core, inline, wait};
 use crate::protocol::Identity;
-use crate::shard::{Answer, Command, Reply, SocketShared, Target};
+use crate::shard::{Answer, Command, Reply, SocketId, SocketShared, Target};
 
 /// A request, for which shard it is, and what its answer means.
 pub(super) struct Request {
@@ -15,19 +15,35 @@ pub(super) struct Request {
 }
 
 impl Request {
+    /// About an endpoint by its name; the home shard knows what there is of that kind.
+    fn named<E>(
+        shared: &SocketShared,
+        endpoint: E,
+        command: fn(SocketId, Target, Reply<Answer>) -> Command,
+        instead: fn(String, Vec<String>) -> ControlError,
+    ) -> Result<Request, ControlError>
+    where
+        E: TryInto<Endpoint>,
+        EndpointError: From<E::Error>,
+    {
+        let Endpoint(target) = endpoint.try_into().map_err(|error| ControlError::Endpoint(error.into()))?;
+        core::check_open(shared).map_err(|_| ControlError::Closed)?;
+        let (endpoint, reply) = (target.to_string(), Reply::new());
+        Ok(Request {
+            shard: shared.home(),
+            command: command(shared.id, target, reply.clone()),
+            reply,
+            instead: Box::new(move |there| instead(endpoint, there)),
+        })
+    }
+
     fn unbind<E>(shared: &SocketShared, endpoint: E) -> Result<Request, ControlError>
     where
         E: TryInto<Endpoint>,
         EndpointError: From<E::Error>,
     {
-        let (socket, target, reply) = (shared.id, named(shared, endpoint)?, Reply::new());
-        let endpoint = target.to_string();
-        Ok(Request {
-            shard: shared.home(),
-            command: Command::Unbind { socket, target, reply: reply.clone() },
-            reply,
-            instead: Box::new(|bound| ControlError::NotBound { endpoint, bound }),
-        })
+        let command = |socket, target, reply| Command::Unbind { socket, target, reply };
+        Request::named(shared, endpoint, command, |endpoint, bound| ControlError::NotBound { endpoint, bound })
     }
 
     fn disconnect_from<E>(shared: &SocketShared, endpoint: E) -> Result<Request, ControlError>
@@ -35,14 +51,9 @@ impl Request {
         E: TryInto<Endpoint>,
         EndpointError: From<E::Error>,
     {
-        let (socket, target, reply) = (shared.id, named(shared, endpoint)?, Reply::new());
-        let endpoint = target.to_string();
-        Ok(Request {
-            shard: shared.home(),
-            command: Command::DisconnectFrom { socket, target, reply: reply.clone() },
-            reply,
-            instead: Box::new(|connecting| ControlError::NotConnecting { endpoint, connecting }),
-        })
+        let command = |socket, target, reply| Command::DisconnectFrom { socket, target, reply };
+        let instead = |endpoint, connecting| ControlError::NotConnecting { endpoint, connecting };
+        Request::named(shared, endpoint, command, instead)
     }
 
     fn disconnect(shared: &SocketShared, identity: Identity) -> Result<Request, ControlError> {
@@ -58,16 +69,6 @@ impl Request {
             instead: Box::new(move |_| ControlError::NotConnected(identity)),
         })
     }
-}
-
-fn named<E>(shared: &SocketShared, endpoint: E) -> Result<Target, ControlError>
-where
-    E: TryInto<Endpoint>,
-    EndpointError: From<E::Error>,
-{
-    let endpoint: Endpoint = endpoint.try_into().map_err(|error| ControlError::Endpoint(error.into()))?;
-    core::check_open(shared).map_err(|_| ControlError::Closed)?;
-    Ok(endpoint.0)
 }
 
 impl super::Socket {
