@@ -126,6 +126,10 @@ bugs! {
     HungryForgotten,
     /// A send that ended in part counts as whole.
     ShortSendIsWhole,
+    /// A peer that comes late does not get the last values.
+    SnapshotForgotten,
+    /// A peer that comes late gets more from before than is to be kept for it.
+    RetainedTooLong,
     /// A descriptor is closed under a request.
     CloseUnderRequest,
     /// A cancellation is not submitted.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::ShardSocket;
 use super::config::nanos;
 use crate::log::{Cursor, Handle, Retain};
+use crate::sabotage::{Bug, planted};
 
 /// Where a new peer of a PUBLISH socket begins, one that comes back included: every connection is new. What is sent from then on
 /// follows without a gap.
@@ -63,7 +64,8 @@ impl Retention {
             return Retain::NOTHING;
         }
         let bytes_max = self.bytes.map_or(u64::MAX, |bytes| bytes as u64);
-        Retain { bytes_max, messages_max: self.messages.unwrap_or(u64::MAX) }
+        let more = if planted(Bug::RetainedTooLong) { 2 } else { 0 };
+        Retain { bytes_max, messages_max: self.messages.unwrap_or(u64::MAX).saturating_add(more) }
     }
 }
 

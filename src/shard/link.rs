@@ -401,7 +401,7 @@ impl Shard {
         if socket.hub.is_none() {
             link.count_joined(socket.counters());
         }
-        if socket.shared.config.replay == Replay::Snapshot {
+        if socket.shared.config.replay == Replay::Snapshot && !planted(Bug::SnapshotForgotten) {
             link.begin_snapshot(socket);
         }
         report(&socket.shared, Event::Connected { identity: link.identity, address: link.address.clone() });

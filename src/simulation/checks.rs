@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::journal::{Journal, Life, Record, Session};
 use super::report::Violation;
 use crate::Stats;
-use crate::shard::{AckMode, SendMode};
+use crate::shard::{AckMode, Replay, SendMode};
 
 type Verdict = Result<(), Violation>;
 
@@ -21,6 +21,7 @@ pub(super) fn at_rest(journal: &Journal) -> Verdict {
         no_duplicates(journal, life, record)?;
         gaps_have_reasons(journal, life, record)?;
         blanks_were_sent(journal, life, record)?;
+        nothing_is_older_than_it_may_be(journal, life, record)?;
     }
     for (number, record) in journal.lives.iter().enumerate() {
         let life = Life(number as u32);
@@ -45,7 +46,10 @@ fn order(journal: &Journal, receiver: Life, record: &Record) -> Verdict {
         }
         // What a connection that was given up still carried may come after what the next one brought: once for each but the last.
         let ended = from.sessions.iter().filter(|session| session.peer == record.identity && session.to.is_some());
-        let excused = ended.count().saturating_sub(1);
+        let ended = ended.count();
+        // And each may begin with what was there before.
+        let again = if from.replay.0 == Replay::Live { 0 } else { ended };
+        let excused = ended.saturating_sub(1) + again;
         if let Some(pair) = numbers.windows(2).filter(|pair| pair[0] > pair[1]).nth(excused) {
             let to = |number: u32| from.sent[number as usize].to.map_or("all", |_| "this one alone");
             let text = format!(
@@ -64,14 +68,21 @@ fn order(journal: &Journal, receiver: Life, record: &Record) -> Verdict {
     Ok(())
 }
 
-/// I4: at most once is never twice.
+/// I4: at most once is never twice, on one link.
 fn no_duplicates(journal: &Journal, receiver: Life, record: &Record) -> Verdict {
     for (sender, numbers) in &record.received {
-        if record.stock || journal.lives[sender.0 as usize].stock {
+        let from = &journal.lives[sender.0 as usize];
+        if record.stock || from.stock {
             continue;
         }
-        let mut seen = BTreeSet::new();
-        if let Some(twice) = numbers.iter().find(|number| !seen.insert(**number)) {
+        let copies_max = if from.replay.0 == Replay::Live { 1 } else { from.sessions_with(record.identity).count() };
+        let mut seen: BTreeMap<u32, usize> = BTreeMap::new();
+        let is_more = |number: &&u32| {
+            let copies = seen.entry(**number).or_default();
+            *copies += 1;
+            *copies > copies_max
+        };
+        if let Some(twice) = numbers.iter().find(is_more) {
             return broken("I4", format!("{receiver:?} received {twice} of {sender:?} twice"));
         }
     }
@@ -132,8 +143,12 @@ fn gaps_have_reasons(journal: &Journal, receiver: Life, record: &Record) -> Verd
         if from.mode != SendMode::Publish || untold || journal.stolen.contains(&record.identity) {
             continue;
         }
+        // A snapshot is nothing but gaps.
+        let snapshots = from.sessions_with(record.identity).filter(|_| from.replay.0 == Replay::Snapshot);
+        let live = snapshots.map(|session| session.from).max().unwrap_or(0);
         let between = |pair: &&[u32]| {
-            (pair[0] + 1..pair[1]).any(|number| from.sent[number as usize].to.is_none() && !from.is_replaced(number))
+            let mut passed = live.max(pair[0] + 1)..pair[1];
+            passed.any(|number| from.sent[number as usize].to.is_none() && !from.is_replaced(number))
         };
         // What was for this one alone is lost with the link, while the rest may wait for the next.
         let numbers: Vec<u32> =
@@ -159,13 +174,39 @@ fn blanks_were_sent(journal: &Journal, receiver: Life, record: &Record) -> Verdi
     for (identity, blanks) in record.blanks_received.iter().filter(|_| !record.stock) {
         for (len, &count) in blanks.iter().enumerate() {
             let senders = journal.lives.iter().filter(|sender| sender.identity == *identity);
-            let sent: u64 = senders.map(|sender| sender.blanks[len]).sum();
+            // What is kept is given again on each link.
+            let copies = |sender: &Record| match sender.replay.0 {
+                Replay::Oldest => sender.sessions_with(record.identity).count().max(1) as u64,
+                _ => 1,
+            };
+            let sent: u64 = senders.map(|sender| sender.blanks[len] * copies(sender)).sum();
             if count > sent {
                 return broken(
                     "I2",
                     format!("{receiver:?} received {count} messages of {len} bytes from {identity}, {sent} sent"),
                 );
             }
+        }
+    }
+    Ok(())
+}
+
+/// I5: who comes late gets nothing from before but what the publisher keeps for it: the newest value of each key, or so many messages.
+fn nothing_is_older_than_it_may_be(journal: &Journal, receiver: Life, record: &Record) -> Verdict {
+    for (&sender, numbers) in &record.received {
+        let from = &journal.lives[sender.0 as usize];
+        if from.mode != SendMode::Publish || journal.stolen.contains(&record.identity) {
+            continue;
+        }
+        let may = |number: u32| {
+            let mut sessions = from.sessions_with(record.identity);
+            sessions.any(|session| number >= session.floor || from.may_replay(session, number))
+        };
+        if let Some(old) = numbers.iter().find(|number| !may(**number)) {
+            let floors: Vec<u32> = from.sessions_with(record.identity).map(|session| session.floor).collect();
+            let replay = from.replay;
+            let text = format!("{receiver:?} received {old} of {sender:?} ({replay:?}), and came at {floors:?}");
+            return broken("I5", text);
         }
     }
     Ok(())
@@ -179,6 +220,12 @@ fn links_that_live_miss_nothing(journal: &Journal, sender: Life, record: &Record
     for session in record.sessions.iter().filter(|session| session.to.is_none()) {
         let Some(receiver) = journal.living(session.peer) else { continue };
         let received = journal.lives[receiver.0 as usize].received.get(&sender);
+        let got_it = |number: &u32| received.is_some_and(|numbers| numbers.contains(number));
+        if let Some(missing) = record.replayed(session).into_iter().find(|number| !got_it(number)) {
+            let (from, replay) = (session.from, record.replay);
+            let text = format!("{receiver:?} came at {from} of {sender:?} ({replay:?}) and was not given {missing}");
+            return broken("I5", text);
+        }
         if session.skipped == 0 {
             if let Some(missing) = record.missing(session.from, session.peer, received) {
                 let sent = &record.sent[missing as usize];
@@ -284,7 +331,8 @@ pub(super) fn accounts(life: Life, record: &Record, stats: &Stats) -> Verdict {
         SendMode::Publish => {
             // While a dead link is still being settled, messages count for it and for its successor.
             let due = record.due() + directed;
-            if addressed < due || (record.disconnects == 0 && addressed != due) {
+            let replayed_max = record.replay.1 * record.sessions.len() as u64;
+            if addressed < due || (record.disconnects == 0 && addressed > due + replayed_max) {
                 let text =
                     format!("{life:?} owes {due} messages to its peers, {addressed} are accounted for: {stats:?}");
                 return broken("I10", text);

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::plan::SocketPlan;
 use super::report::Violation;
 use crate::protocol::Identity;
-use crate::shard::{AckMode, DeliveryGuarantee, SendMode};
+use crate::shard::{AckMode, DeliveryGuarantee, Replay, SendMode};
 
 /// One life of a socket: a socket that comes back after its process died is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,10 +43,16 @@ pub(super) struct Record {
     pub(super) expires: bool,
     /// Whether it skips messages for peers that are slow, and tells of them now and then.
     pub(super) skips: bool,
+    /// Where peers that come late begin, and how much from before they get at most.
+    pub(super) replay: (Replay, u64),
+    /// Bytes that it may keep.
+    pub(super) log_bytes: usize,
     /// PUBLISH: what is to be accounted for, per message and peer, of links that have ended.
     pub(super) owed: u64,
     /// PUBLISH, while nobody is connected: from which of its messages on the next link, or the last one before it, is served.
     pub(super) next_from: u64,
+    /// The same as the number of a message.
+    next_floor: u32,
     /// Messages sent again before the last round.
     pub(super) resent_before: u64,
     /// The messages that it sent just before it was closed, and the peers it had.
@@ -92,6 +98,49 @@ impl Record {
         (first..self.sent.len() as u32).find(wanted)
     }
 
+    /// Its links to a peer, those that have ended included.
+    pub(super) fn sessions_with(&self, peer: Identity) -> impl Iterator<Item = &Session> {
+        self.sessions.iter().filter(move |session| session.peer == peer)
+    }
+
+    /// Whether a newer message than `number`, and older than `until`, has its key.
+    pub(super) fn is_replaced_before(&self, number: u32, until: u32) -> bool {
+        let later = self.sent.get(number as usize + 1..until as usize).unwrap_or_default();
+        later.iter().any(|later| later.key == self.sent[number as usize].key)
+    }
+
+    /// Whether a peer that came late may be given a message from before.
+    pub(super) fn may_replay(&self, session: &Session, number: u32) -> bool {
+        match self.replay {
+            (Replay::Live, _) => false,
+            (Replay::Snapshot, _) => {
+                self.sent[number as usize].key.is_some() && !self.is_replaced_before(number, session.floor)
+            }
+            (_, messages) => {
+                let newer = self.sent.get(number as usize..session.from as usize).unwrap_or_default();
+                newer.iter().filter(|sent| sent.to.is_none()).count() as u64 <= messages
+            }
+        }
+    }
+
+    /// The messages from before that a peer that came late is to be given, whatever else happened.
+    pub(super) fn replayed(&self, session: &Session) -> Vec<u32> {
+        let before = 0..session.from;
+        match self.replay {
+            (Replay::Live, _) => Vec::new(),
+            (Replay::Snapshot, _) => {
+                before.filter(|at| self.sent[*at as usize].key.is_some() && !self.is_replaced(*at)).collect()
+            }
+            (_, messages) => {
+                // Only where it is certain that there was room for all; those without a number may be among them.
+                let blanks: u64 = self.blanks.iter().sum();
+                let bytes: u64 = self.sent.iter().map(|sent| u64::from(sent.len) + 64).sum::<u64>() + blanks * 64;
+                let count = if bytes < self.log_bytes as u64 / 4 { messages.saturating_sub(blanks) } else { 0 };
+                before.rev().filter(|at| self.sent[*at as usize].to.is_none()).take(count as usize).collect()
+            }
+        }
+    }
+
     /// Under AT_MOST_ONCE order and uniqueness are promised even so.
     pub(super) fn has_sessions(&self) -> bool {
         self.sessions.iter().any(|session| session.to.is_none())
@@ -114,7 +163,9 @@ pub(super) struct Session {
     pub(super) peer: Identity,
     /// Messages that this end had sent when it began.
     pub(super) from: u32,
-    /// The same, counting all that was sent to everybody.
+    /// The first of them that it may get by itself: earlier than `from` if nobody was there.
+    pub(super) floor: u32,
+    /// The same as `from`, counting all that was sent to everybody.
     served_from: u64,
     /// And when it ended, if it has.
     pub(super) to: Option<u32>,
@@ -129,6 +180,8 @@ pub(super) struct Session {
 pub(super) struct Journal {
     pub(super) lives: Vec<Record>,
     pub(super) messages_received: u64,
+    /// Messages from before that peers that came late were given: as snapshots, and of what was kept.
+    pub(super) replayed: (u64, u64),
     /// Identities that somebody else has claimed: what was sent to them may have come to him.
     pub(super) stolen: Vec<Identity>,
 }
@@ -151,8 +204,11 @@ impl Journal {
             expired: 0,
             expires: plan.expires,
             skips: plan.lag.is_some(),
+            replay: plan.replay,
+            log_bytes: plan.log_bytes(),
             owed: 0,
             next_from: 0,
+            next_floor: 0,
             resent_before: 0,
             farewell: None,
             undelivered: None,
@@ -233,6 +289,13 @@ impl Journal {
         if payload(sender, number, message.len()) != message {
             return broken(format!("{life:?} received message {number} of {sender:?} altered"));
         }
+        let receiver = self.lives[life.0 as usize].identity;
+        let late = record.sessions_with(receiver).last().is_some_and(|session| number < session.floor);
+        match record.replay.0 {
+            Replay::Snapshot => self.replayed.0 += u64::from(late),
+            Replay::Oldest => self.replayed.1 += u64::from(late),
+            Replay::Live => {}
+        }
         self.record(life).received.entry(sender).or_default().push(number);
         Ok(())
     }
@@ -247,7 +310,8 @@ impl Journal {
         // Who comes when nobody is there goes on where the last one stopped.
         let served_from = if record.has_sessions() { record.undirected } else { record.next_from };
         let backlog = record.undirected - served_from;
-        record.sessions.push(Session { peer, from, served_from, to: None, backlog, skipped: 0 });
+        let floor = if record.has_sessions() { from } else { record.next_floor };
+        record.sessions.push(Session { peer, from, floor, served_from, to: None, backlog, skipped: 0 });
         Ok(())
     }
 
@@ -258,11 +322,11 @@ impl Journal {
         match record.sessions.iter_mut().find(|session| session.peer == peer && session.to.is_none()) {
             Some(session) => {
                 session.to = Some(to);
-                let served_from = session.served_from;
+                let (served_from, floor) = (session.served_from, session.floor);
                 if record.has_sessions() {
                     record.owed += record.undirected - served_from;
                 } else {
-                    record.next_from = served_from;
+                    (record.next_from, record.next_floor) = (served_from, floor);
                 }
             }
             None => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::report::Setup;
 use crate::backend::PoolOptions;
 use crate::backend::sim::{Dice, Fault, Faults, Host, Weather};
-use crate::shard::{AckMode, DeliveryGuarantee, LagLimit, SendMode, SlowPolicy, Unkeyed};
+use crate::shard::{AckMode, DeliveryGuarantee, LagLimit, Replay, Retention, SendMode, SlowPolicy, Unkeyed};
 use crate::socket::SocketBuilder;
 
 /// A run.
@@ -58,6 +58,8 @@ pub(super) struct SocketPlan {
     /// PUBLISH: keys of its messages, and the messages that a peer may be behind before it is conflated; 0: none have keys.
     pub(super) keys: u32,
     lag_messages: u64,
+    /// PUBLISH: where peers that come late begin, and how many messages or values they get at most.
+    pub(super) replay: (Replay, u64),
     /// What it does about peers that are slow, if not what is the default.
     pub(super) lag: Option<(SlowPolicy, LagLimit)>,
     log_bytes: usize,
@@ -87,6 +89,12 @@ impl SocketPlan {
             None => builder
                 .slow_policy(SlowPolicy::Conflate { unkeyed: Unkeyed::default() })
                 .lag_limit(LagLimit { messages: Some(self.lag_messages), ..LagLimit::default() }),
+        };
+        let builder = match self.replay {
+            (replay @ Replay::Oldest, messages) => {
+                builder.replay(replay).retain(Retention { messages: Some(messages), ..Retention::default() })
+            }
+            (replay, _) => builder.replay(replay),
         };
         match self.peers_max {
             Some(peers_max) => builder.peers_max(peers_max),
@@ -232,8 +240,16 @@ fn socket(dice: &mut Dice, faults: &mut Faults, common: &Common, at: usize, whic
     let messages = if dice.once_in(4) { 0 } else { dice.pick(100, 600) as u32 };
     let limited = mode == SendMode::Publish && !conflates && faults.has(Fault::LagLimit) && dice.once_in(2);
     let lag = limited.then(|| lag(dice));
+    let keys = if conflates { dice.magnitude(1, 30) } else { 0 };
+    let plain = mode == SendMode::Publish && !conflates && !limited;
+    let replay = match conflates {
+        true if faults.has(Fault::Snapshot) && dice.once_in(2) => (Replay::Snapshot, keys),
+        false if plain && faults.has(Fault::Retained) && dice.once_in(2) => (Replay::Oldest, dice.magnitude(1, 300)),
+        _ => (Replay::Live, 0),
+    };
     SocketPlan {
-        keys: if conflates { dice.magnitude(1, 30) as u32 } else { 0 },
+        keys: keys as u32,
+        replay,
         lag_messages: dice.magnitude(1, 100),
         mode,
         delivery: if at_least_once { DeliveryGuarantee::AtLeastOnce } else { DeliveryGuarantee::AtMostOnce },

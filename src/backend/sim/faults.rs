@@ -85,6 +85,10 @@ faults! {
     SlowConsumer,
     /// A publisher skips messages for peers that are over a small lag limit.
     LagLimit,
+    /// A publisher begins with its last values for a peer that comes late.
+    Snapshot,
+    /// A publisher begins with the last messages that it keeps for a peer that comes late.
+    Retained,
     /// Completions are reported piecemeal, over many turns.
     PiecemealCompletions,
     /// A shard is stepped though nothing has happened.

@@ -193,6 +193,7 @@ impl World {
         quiet?;
         let journal = Rc::clone(&self.common.journal);
         checks::at_rest(&journal.borrow())?;
+        self.note_replayed(journal.borrow().replayed);
         checks::fair_shares(&journal.borrow())?;
         self.accounts()?;
         self.end()

@@ -91,6 +91,13 @@ impl World {
         Ok(())
     }
 
+    /// These options count as used where somebody was given something from before.
+    pub(super) fn note_replayed(&self, (snapshot, retained): (u64, u64)) {
+        let faults = &mut self.common.network.borrow_mut().faults;
+        (0..snapshot).for_each(|_| faults.note(Fault::Snapshot));
+        (0..retained).for_each(|_| faults.note(Fault::Retained));
+    }
+
     /// What the counters of sockets must say at rest.
     pub(super) fn accounts(&self) -> Result<(), Violation> {
         let journal = self.common.journal.borrow();
