@@ -13,6 +13,17 @@ use crate::queue::ReceiveQueue;
 const KIB: usize = 1 << 10;
 const CHUNK_BYTES: usize = 4 * KIB;
 
+/// Bytes that rise and wrap: a piece says where it is from.
+static PATTERN: [u8; 10_000] = {
+    let mut bytes = [0; 10_000];
+    let mut at = 0;
+    while at < bytes.len() {
+        bytes[at] = at as u8;
+        at += 1;
+    }
+    bytes
+};
+
 /// A log, its cursors, slices of it that are in flight, and all bytes that were ever appended.
 struct Logged {
     appender: Appender,
@@ -30,7 +41,7 @@ struct Logged {
 pub(super) fn log(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let Ok(limit) = input.arbitrary::<u8>() else { return };
-    let limit_bytes = [16, 32, 128][usize::from(limit) % 3] * KIB;
+    let limit_bytes = [16, 24, 48][usize::from(limit) % 3] * KIB;
     let (appender, readers) = log::open(
         LogOptions { chunk_bytes: CHUNK_BYTES, limit_bytes, share_from_bytes: 2 * KIB, ..LogOptions::default() },
         3,
@@ -50,7 +61,7 @@ pub(super) fn log(data: &[u8]) {
         logged.step(step, usize::from(pick), usize::from(amount));
     }
     // Everybody reads everything: nothing is missing.
-    logged.in_flight.clear();
+    logged.complete();
     for at in 0..logged.cursors.len() {
         while logged.send(at, 64 * KIB, 64, None, false) {}
         logged.check(logged.cursors[at].1, logged.bytes.len() as u64);
@@ -68,8 +79,8 @@ impl Logged {
     }
 
     /// A payload that tells which message it is.
-    fn payload(&self, number: usize, bytes: usize) -> Vec<u8> {
-        (0..bytes).map(|at| (number * 31 + at) as u8).collect()
+    fn payload(number: usize, bytes: usize) -> Vec<u8> {
+        PATTERN[number * 31 % 256..][..bytes].to_vec()
     }
 
     fn appended(&mut self, payload: &[u8]) {
@@ -82,22 +93,23 @@ impl Logged {
         let number = self.ends.len();
         match step % 16 {
             0..4 => {
-                let payload = self.payload(number, if step & 64 == 0 { amount % 200 } else { amount % 20_000 });
+                let payload = Logged::payload(number, if step & 64 == 0 { amount % 200 } else { amount % 6_000 });
                 if self.appender.append(&data_head(payload.len()), &payload).is_ok() {
                     self.appended(&payload);
                 }
             }
             4 | 5 => {
-                let payload = self.payload(number, amount % 30_000);
+                let payload = Logged::payload(number, amount % 9_000);
                 match self.appender.append_bytes(&data_head(payload.len()), payload.clone().into()) {
                     Ok(()) => self.appended(&payload),
                     Err((_, back)) => assert!(back == payload),
                 }
             }
             6 => {
-                let payloads: Vec<_> = (0..pick % 12).map(|at| self.payload(number + at, amount % 2_000)).collect();
-                let frames = payloads.iter().flat_map(|payload| [&data_head(payload.len())[..], payload].concat());
-                if self.appender.append_frames(frames.collect::<Vec<u8>>().into(), payloads.len() as u32).is_ok() {
+                let payloads: Vec<_> = (0..pick % 12).map(|at| Logged::payload(number + at, amount % 700)).collect();
+                let frames: Vec<_> =
+                    payloads.iter().map(|payload| [&data_head(payload.len())[..], payload].concat()).collect();
+                if self.appender.append_frames(frames.concat().into(), payloads.len() as u32).is_ok() {
                     payloads.iter().for_each(|payload| self.appended(payload));
                 }
             }
@@ -112,11 +124,11 @@ impl Logged {
                 self.readers[reader].leave(at);
                 self.floor = self.floor.max(at.frame());
             }
-            9 => self.in_flight.clear(),
+            9 => self.complete(),
             10 => self.skip(pick, amount % 30),
             _ => {
                 let short = (step & 64 != 0).then_some(amount as u64);
-                self.send(pick, amount * 3 / 2, pick % 10, short, step & 128 != 0);
+                self.send(pick, amount / 2, pick % 10, short, step & 128 != 0);
             }
         }
         let handle = self.appender.handle();
@@ -126,8 +138,12 @@ impl Logged {
             (self.bytes.len() as u64, self.ends.len() as u64)
         );
         self.check(handle.tail(), self.bytes.len() as u64);
-        for (at, slice) in &self.in_flight {
-            assert!(self.bytes[*at as usize..][..slice.len()] == *slice, "memory in flight was written");
+    }
+
+    /// What is in flight has gone out, and is as it was.
+    fn complete(&mut self) {
+        for (at, slice) in self.in_flight.drain(..) {
+            assert!(self.bytes[at as usize..][..slice.len()] == slice, "memory in flight was written");
         }
     }
 
