@@ -20,7 +20,7 @@ use crate::shard::{AckMode, DeliveryGuarantee, MIB, Port, SendMode, Shard};
 use crate::socket::{Received, Socket};
 
 const MS: u64 = 1_000_000;
-const LOG_BYTES: usize = 256 << 10;
+const LOG_BYTES: usize = MIB;
 const RECEIVE_BYTES: usize = 64 << 10;
 /// A completion more per connection may arrive beyond the limit.
 const RECEIVE_SLACK_BYTES: usize = MIB;
