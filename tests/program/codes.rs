@@ -1,6 +1,6 @@
 //! Exit codes, and the first thing that is said when something is wrong.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::Duration;
@@ -40,6 +40,22 @@ fn who_is_not_reached_is_told_and_why() {
     assert_eq!(nobody.code(), 3, "{nobody:?}");
     assert!(nobody.stderr.contains("not connected to no-such-host.invalid:5000"), "{}", nobody.stderr);
     assert!(nobody.stderr.contains("1 undelivered"), "{}", nobody.stderr);
+}
+
+#[test]
+fn a_stranger_is_told_once() {
+    let stranger = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = stranger.local_addr().expect("an address").to_string();
+    let greet = std::thread::spawn(move || {
+        let (mut stream, _) = stranger.accept().expect("a connection");
+        stream.write_all(b"SSH-2.0-OpenSSH\r\n").expect("written");
+        stream.read_to_end(&mut Vec::new()).ok();
+    });
+    let outcome = run(&["sub", "-c", &address, "--timeout", "2"]);
+    assert_eq!(outcome.code(), 4, "{outcome:?}");
+    let told = outcome.stderr.lines().filter(|line| line.contains("it began with \"SSH-\", not with a HELLO"));
+    assert_eq!(told.count(), 1, "{}", outcome.stderr);
+    greet.join().expect("greeted");
 }
 
 #[test]

@@ -59,7 +59,7 @@ pub(crate) struct Cores {
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
     pub(crate) spin: u64,
     /// Keep what drives each socket on a core of its own: the first of these, separated by commas, is this end's (Linux)
-    #[arg(long, value_name = "CORE", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(..1024))]
+    #[arg(long, value_name = "CORES", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(..1024))]
     pub(crate) pin: Vec<u16>,
 }
 
@@ -96,7 +96,8 @@ impl std::fmt::Display for Cores {
 #[cfg(target_os = "linux")]
 fn pin(core: u16) -> Result<impl FnOnce()> {
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-    let cannot = || format!("cannot stay on core {core}: `aiomsg doctor` tells which ones there are");
+    let cannot =
+        || format!("cannot stay on core {core}: Cpus_allowed_list in /proc/self/status has those that there are");
     let allowed = sched_getaffinity(None).with_context(cannot)?;
     let mut one = CpuSet::new();
     one.set(core.into());

@@ -74,13 +74,14 @@ enum Own {
 }
 
 fn main() -> ExitCode {
-    // What shards warn of are events, and the commands tell those.
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,aiomsg_uring::shard::shared=error"));
+    let first = std::env::args_os().nth(1).unwrap_or_default();
+    // These tell events themselves, and the log is not to say them again.
+    let tells_events = ["pub", "sub", "relay"].iter().any(|name| first == *name);
+    let default = if tells_events { "warn,aiomsg_uring::shard::logs=error" } else { "warn" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let ansi = terminal::colours_on_stderr();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
-    let is_own = std::env::args_os().nth(1).is_some_and(|first| first == "demo-subscriber");
-    let outcome = if is_own { run_own(&Own::parse()) } else { run(&Arguments::parse()) };
+    let outcome = if first == "demo-subscriber" { run_own(&Own::parse()) } else { run(&Arguments::parse()) };
     outcome
         .unwrap_or_else(|error| {
             terminal::note(format!("{error:#}"));
