@@ -97,8 +97,17 @@ impl Outlet {
     }
 
     /// Appends a message for whoever the send mode says.
-    #[inline]
+    // Inlined for the usual case; the others are a call.
+    #[inline(always)]
     pub(crate) fn put(&mut self, payload: &[u8]) -> Result<(), Full> {
+        if self.ids.is_none() && self.values.is_none() {
+            return self.log.append(&protocol::data_head(payload.len()), payload);
+        }
+        self.put_noted(payload)
+    }
+
+    #[inline(never)]
+    fn put_noted(&mut self, payload: &[u8]) -> Result<(), Full> {
         match &mut self.ids {
             None => self.append_noted(|log| log.append(&protocol::data_head(payload.len()), payload)),
             Some(ids) => self.log.append(&protocol::data_req_head(ids.next(), payload.len()), payload),
