@@ -32,6 +32,7 @@ pub(super) fn circle(data: &[u8]) {
             }
             3 => {
                 stalled[key] ^= true;
+                circle.begin_round();
                 true
             }
             _ => false,

@@ -13,18 +13,24 @@ use crate::sabotage::{Bug, planted};
 pub(crate) struct Circle<K> {
     members: Vec<K>,
     next: usize,
+    /// The rest of a round, from the first member on that was passed over: the places of those that were not, and which of them is
+    /// next. Who is full is not looked at again and again.
+    rest: Option<(Vec<usize>, usize)>,
+    /// Memory for the next one.
+    spare: Vec<usize>,
 }
 
 impl<K: Copy + Eq> Circle<K> {
     /// A circle without members.
     pub(crate) const fn new() -> Self {
-        Self { members: Vec::new(), next: 0 }
+        Self { members: Vec::new(), next: 0, rest: None, spare: Vec::new() }
     }
 
     /// Adds a member; its first turn comes within one round. False if it is one already.
     pub(crate) fn insert(&mut self, key: K) -> bool {
         let fresh = !self.members.contains(&key);
         if fresh {
+            self.begin_round();
             self.members.push(key);
         }
         fresh
@@ -33,6 +39,7 @@ impl<K: Copy + Eq> Circle<K> {
     /// Takes a member out; the order of the others stays. False if it was none.
     pub(crate) fn remove(&mut self, key: K) -> bool {
         let Some(at) = self.members.iter().position(|&member| member == key) else { return false };
+        self.begin_round();
         self.members.remove(at);
         if at < self.next {
             self.next -= 1;
@@ -43,22 +50,56 @@ impl<K: Copy + Eq> Circle<K> {
         true
     }
 
-    /// The next member in order that is `usable`; `None`, and the turn stays, when none is. One look per member passed
-    /// over, so one in all while every peer keeps up.
+    /// From here on members may be usable again that were not.
+    pub(crate) fn begin_round(&mut self) {
+        if let Some((places, _)) = self.rest.take() {
+            self.spare = places;
+        }
+    }
+
+    /// The next member in order that is `usable`; `None`, and the turn stays, when none is. Who was not usable counts as such for
+    /// the rest of the round: so each member is passed over once, and there is one look in all while every peer keeps up.
     #[inline]
     pub(crate) fn next(&mut self, usable: impl Fn(K) -> bool) -> Option<K> {
-        let mut at = self.next;
-        for _ in 0..self.members.len() {
-            let key = self.members[at];
-            at = if at + 1 == self.members.len() { 0 } else { at + 1 };
-            if usable(key) {
-                if !planted(Bug::CircleSkew) || at.is_multiple_of(2) {
-                    self.next = at;
-                }
-                return Some(key);
+        match self.members.get(self.next) {
+            Some(&key) if self.rest.is_none() && usable(key) => {
+                self.turn_passes(self.next);
+                Some(key)
             }
+            _ => self.next_of_rest(usable),
+        }
+    }
+
+    fn next_of_rest(&mut self, usable: impl Fn(K) -> bool) -> Option<K> {
+        let Self { members, next, rest, spare } = self;
+        let (places, turn) = rest.get_or_insert_with(|| {
+            let mut places = std::mem::take(spare);
+            places.clear();
+            places.extend((*next..members.len()).chain(0..*next));
+            (places, 0)
+        });
+        while !places.is_empty() {
+            if *turn == places.len() {
+                *turn = 0;
+            }
+            let at = places[*turn];
+            if usable(members[at]) {
+                *turn += 1;
+                self.turn_passes(at);
+                return Some(self.members[at]);
+            }
+            places.remove(*turn);
         }
         None
+    }
+
+    /// The member at `at` has had its turn.
+    #[inline]
+    fn turn_passes(&mut self, at: usize) {
+        let at = if at + 1 == self.members.len() { 0 } else { at + 1 };
+        if !planted(Bug::CircleSkew) || at.is_multiple_of(2) {
+            self.next = at;
+        }
     }
 
     /// How many members there are.
@@ -132,6 +173,25 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// In a round in which members become full, each turn is that of the next who is not.
+        #[test]
+        fn a_round_is_as_if_all_were_looked_at(
+            count in 1usize..8, start in 0usize..8, full in prop::collection::vec((0usize..40, 0usize..8), 0..12),
+        ) {
+            let mut circle = Circle::new();
+            (0..count).for_each(|key| assert!(circle.insert(key)));
+            (0..start).for_each(|_| assert!(circle.next(|_| true).is_some()));
+            let mut turn = start % count;
+            for step in 0..40 {
+                let usable = |key: usize| !full.iter().any(|(from, who)| *from <= step && *who == key);
+                let expected = (turn..turn + count).map(|at| at % count).find(|at| usable(*at));
+                prop_assert_eq!(circle.next(usable), expected);
+                turn = expected.map_or(turn, |at| (at + 1) % count);
+            }
+        }
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Insert(u8),
@@ -164,7 +224,10 @@ mod tests {
                 match step {
                     Step::Insert(key) => prop_assert_eq!(circle.insert(key), members.insert(key)),
                     Step::Remove(key) => prop_assert_eq!(circle.remove(key), members.remove(&key)),
-                    Step::SetUsable(key, true) => { stalled.remove(&key); }
+                    Step::SetUsable(key, true) => {
+                        stalled.remove(&key);
+                        circle.begin_round();
+                    }
                     Step::SetUsable(key, false) => { stalled.insert(key); }
                     Step::Next => {
                         let key = circle.next(|key| !stalled.contains(&key)).unwrap();

@@ -179,6 +179,7 @@ fn deal(
     if circle.is_empty() {
         return at;
     }
+    circle.begin_round();
     let mut left = MOVE_MAX;
     let mut position = at.position();
     reader.frames(at, |frame: Frame<'_>| {

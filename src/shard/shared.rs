@@ -319,6 +319,11 @@ impl SocketShared {
         admitted
     }
 
+    /// Connections that were counted in, those that shake hands included.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
     /// A connection that was counted in is gone.
     pub(crate) fn dismiss(&self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 //! everything itself; not `Send`.
 //!
 //! `send` only appends. What was appended goes out when the engine is driven next: in any call that waits, in [`Engine::poll`], in
-//! [`Socket::flush`], or by itself once 256 KiB are unsent. An application that goes quiet calls `flush`, and drives the engine
+//! [`Socket::flush`], or by itself once 256 KiB are unsent (ROUNDROBIN to many: 32 KiB for each, 2 MiB in all). An application that goes quiet calls `flush`, and drives the engine
 //! again by [`Engine::next_deadline`], so that heartbeats go out.
 
 use std::cell::{Cell, RefCell};
@@ -22,12 +22,15 @@ use crate::engine::inline::InlineEngine;
 use crate::engine::{EngineBuilder, EngineError, EngineInfo};
 use crate::protocol::Identity;
 use crate::shard::{
-    Command, Event, Message, Outlet, PeerStats, Reply, ShardStats, SocketConfig, SocketId, SocketShared, Stats, Walker,
-    nanos,
+    Command, Event, Message, Outlet, PeerStats, Reply, SendMode, ShardStats, SocketConfig, SocketId, SocketShared,
+    Stats, Walker, nanos,
 };
 
 /// Bytes appended after which `send` sends by itself: one chunk, what one operation takes.
 const FLUSH_BYTES: usize = 256 * 1024;
+/// ROUNDROBIN: they are for many, and each operation is to take so many.
+const FLUSH_BYTES_EACH: usize = 32 * 1024;
+const FLUSH_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// An engine that the calling thread drives. Clones share it.
 ///
@@ -150,6 +153,8 @@ struct Place {
     walker: RefCell<Walker>,
     /// Bytes appended since the last flush.
     unsent: Cell<usize>,
+    /// How many make `send` flush.
+    flush_bytes: Cell<usize>,
 }
 
 impl Place {
@@ -169,7 +174,12 @@ pub struct Socket {
 impl Socket {
     pub(super) fn open(engine: &Engine, identity: Identity, config: SocketConfig) -> Result<Socket, BuildError> {
         let (shared, outlet) = engine.inner.open_socket(identity, config)?;
-        let place = Rc::new(Place { shared, walker: RefCell::default(), unsent: Cell::new(0) });
+        let place = Rc::new(Place {
+            shared,
+            walker: RefCell::default(),
+            unsent: Cell::new(0),
+            flush_bytes: Cell::new(FLUSH_BYTES),
+        });
         engine.sockets.borrow_mut().insert(place.shared.id, place.clone());
         Ok(Socket { engine: engine.clone(), place, outlet: RefCell::new(outlet) })
     }
@@ -230,7 +240,7 @@ impl Socket {
     fn appended(&self, bytes: usize) -> Result<(), EngineError> {
         let unsent = self.place.unsent.get() + bytes + 5;
         self.place.unsent.set(unsent);
-        if unsent >= FLUSH_BYTES { self.flush() } else { Ok(()) }
+        if unsent >= self.place.flush_bytes.get() { self.flush() } else { Ok(()) }
     }
 
     #[cold]
@@ -337,7 +347,7 @@ impl Socket {
         let unsent = self.place.unsent.get() + payload.len() + 41;
         core::offer_to(self.shared(), &mut self.outlet.borrow_mut(), &identity, payload)?;
         self.place.unsent.set(unsent);
-        if unsent >= FLUSH_BYTES {
+        if unsent >= self.place.flush_bytes.get() {
             self.flush().map_err(|_| TrySendError::Never(SendError::EngineStopped))?;
         }
         Ok(())
@@ -361,6 +371,11 @@ impl Socket {
 
     fn flush_and_turn(&self, deadline_ns: u64) -> Result<(), EngineError> {
         self.place.unsent.set(0);
+        let shared = self.shared();
+        if shared.config.send_mode == SendMode::RoundRobin {
+            let each = shared.connections() * FLUSH_BYTES_EACH;
+            self.place.flush_bytes.set(each.clamp(FLUSH_BYTES, FLUSH_BYTES_MAX));
+        }
         self.engine.inner.flush(self.id());
         self.engine.inner.turn(deadline_ns).map(|_| ())
     }
