@@ -48,6 +48,7 @@ fn a_relay_is_watched() {
     looks.has_printed(2);
     looks.signal("INT");
     let looks = looks.end();
+    assert_eq!(looks.code(), 0);
     let last: Value = serde_json::from_str(looks.lines().last().expect("a line")).expect("JSON");
     assert!(last["sockets"][0]["messages_sent_per_s"].is_number(), "{last}");
 

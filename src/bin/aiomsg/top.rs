@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -14,6 +15,7 @@ use crate::connection::seconds;
 use crate::exit::Exit;
 use crate::metrics::{At, fetch};
 use crate::terminal::{Colour, colours_on_stdout, grouped, is_reader_gone, note, paint};
+use crate::work::on_interrupt;
 
 /// Peers that a screen shows.
 const PEERS_SHOWN: usize = 30;
@@ -57,6 +59,8 @@ struct Look {
 pub(crate) fn run(options: &Options) -> Result<Exit> {
     let mut before: Option<(Instant, Look)> = None;
     let on_terminal = io::stdout().is_terminal();
+    let (interrupted, end) = channel();
+    on_interrupt(move || drop(interrupted.send(())))?;
     loop {
         let look = match fetch(&options.at) {
             Ok(text) => Some(parse(&text)),
@@ -85,7 +89,10 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
         if options.once {
             return Ok(Exit::Done);
         }
-        std::thread::sleep(options.interval);
+        // A look without end is done when it is no longer wanted.
+        if end.recv_timeout(options.interval).is_ok() {
+            return Ok(Exit::Done);
+        }
     }
 }
 
