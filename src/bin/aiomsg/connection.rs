@@ -24,7 +24,7 @@ const TOLD_MAX: u32 = 3;
 #[derive(Args, Clone, Debug)]
 #[group(required = true, multiple = true)]
 pub(crate) struct Places {
-    /// Listen here: HOST:PORT, [IPV6]:PORT, *:PORT or unix:PATH; port 0 takes a free one and tells it. Repeatable
+    /// Listen here: HOST:PORT (IPv6 in brackets), *:PORT or unix:PATH; port 0 takes a free one and tells it. Repeatable
     #[arg(long, short, value_name = "ENDPOINT")]
     pub(crate) bind: Vec<Endpoint>,
     /// Connect to this, again and again until it is there. Repeatable
