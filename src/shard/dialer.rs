@@ -1,5 +1,6 @@
 //! The connecting end: dials one endpoint for the socket's life. A name is resolved anew for each round of attempts, its addresses
-//! are tried one after the other, and between rounds the dialer waits with growing delay and jitter.
+//! are tried one after the other, and between rounds the dialer waits with growing delay and jitter. An address where somebody else
+//! answers does not end the round: after the delay the next one is tried.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -75,8 +76,11 @@ impl Shard {
         self.dialers.get_mut(key.slot as usize).filter(|dialer| dialer.generation == key.generation)
     }
 
-    /// Begins a round.
+    /// Goes on with the round, or begins one.
     fn dial_now(&mut self, key: EndKey) {
+        if self.try_next(key) {
+            return;
+        }
         let Some(dialer) = self.dialers.get_mut(key.slot as usize) else { return };
         match &dialer.target {
             Target::Address(address) => {
@@ -162,6 +166,7 @@ impl Shard {
             State::Linked if !rejected => {
                 dialer.backoff.reset();
                 dialer.attempt = 0;
+                dialer.candidates.clear();
             }
             _ => {}
         }

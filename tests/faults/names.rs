@@ -78,5 +78,12 @@ pub(crate) fn child(name: &str) {
         assert_eq!(dialler.stats().connects, addresses.len() as u64 + 1);
         listener.close();
     }
+    // At the address that is tried first somebody else answers, and hangs up.
+    let somebody = TcpListener::bind(addresses[0]).expect("bound");
+    std::thread::spawn(move || somebody.incoming().for_each(drop));
+    let listener = listening(addresses[1]);
+    let dialler = socket();
+    dialler.connect(format!("tcp://{name}:{port}")).expect("connecting");
+    listener.wait_for_peers(1, PATIENCE).expect("found behind the one that hangs up");
     tell("done");
 }
