@@ -11,14 +11,18 @@ use aiomsg_uring::simulation::{self, Violation};
 
 /// Within how many seeds each has to be found.
 const SEEDS_MAX: u64 = 1000;
+/// They come after this one: any thousand will do, and the first are those of the tests without a bug.
+const SEEDS_AFTER: u64 = 1200;
 
 /// Seeds until a promise was broken, and which.
 fn hunt(bug: Bug) -> Option<(u64, Violation)> {
     plant(Some(bug));
-    let found = (1..=SEEDS_MAX).find_map(|seed| Some((seed, simulation::run(seed).violation?)));
+    let mut seeds = SEEDS_AFTER + 1..=SEEDS_AFTER + SEEDS_MAX;
+    let found = seeds.find_map(|seed| Some((seed, simulation::run(seed).violation?)));
     plant(None);
     // A seed that fails without the bug shows nothing.
-    found.filter(|(seed, _)| simulation::run(*seed).violation.is_none())
+    let found = found.filter(|(seed, _)| simulation::run(*seed).violation.is_none());
+    found.map(|(seed, violation)| (seed - SEEDS_AFTER, violation))
 }
 
 #[test]
@@ -54,7 +58,7 @@ fn each_planted_bug_is_found() {
         println!("| {bug:?} | {} | {seeds} | {invariant} |", bug.text());
         if let (Some((seed, violation)), true) = (found, std::env::var_os("TEXTS").is_some()) {
             let text: String = violation.text.chars().take(150).collect();
-            println!("    {seconds:.1} s, seed {seed}: {text}");
+            println!("    {seconds:.1} s, seed {}: {text}", SEEDS_AFTER + seed);
         }
     }
     let missed: Vec<_> = rows.iter().filter(|(_, found, _)| found.is_none()).map(|(bug, ..)| bug).collect();

@@ -75,12 +75,16 @@ fn no_duplicates(journal: &Journal, receiver: Life, record: &Record) -> Verdict 
         if record.stock || from.stock {
             continue;
         }
-        let copies_max = if from.replay.0 == Replay::Live { 1 } else { from.sessions_with(record.identity).count() };
+        // On the next link what was kept may come again.
+        let copies_max = |number: u32| {
+            let again = |session: &&Session| number < session.from && from.may_replay(session, number);
+            1 + from.sessions_with(record.identity).filter(again).count()
+        };
         let mut seen: BTreeMap<u32, usize> = BTreeMap::new();
         let is_more = |number: &&u32| {
             let copies = seen.entry(**number).or_default();
             *copies += 1;
-            *copies > copies_max
+            *copies > 1 && *copies > copies_max(**number)
         };
         if let Some(twice) = numbers.iter().find(is_more) {
             return broken("I4", format!("{receiver:?} received {twice} of {sender:?} twice"));
