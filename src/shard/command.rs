@@ -25,6 +25,8 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Target::Address(address) => address.fmt(f),
+            // Without it these would be read as another kind of address.
+            Target::Name { host, port } if ["unix", "fd"].contains(&&host[..]) => write!(f, "tcp://{host}:{port}"),
             Target::Name { host, port } => write!(f, "{host}:{port}"),
         }
     }

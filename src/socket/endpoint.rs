@@ -208,6 +208,8 @@ mod tests {
             ("[::1]:80", "[::1]:80"),
             ("localhost:0", "localhost:0"),
             ("*:9", "0.0.0.0:9"),
+            ("tcp://fd:80", "tcp://fd:80"),
+            ("tcp://unix:80", "tcp://unix:80"),
             ("unix:/tmp/a", "unix:/tmp/a"),
             ("unix:///tmp/a", "unix:/tmp/a"),
             ("unix:////tmp/a", "unix:////tmp/a"),
