@@ -28,6 +28,7 @@ mod sockets;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod unacknowledged;
 #[cfg(all(target_os = "linux", feature = "uring"))]
 mod uring;
 
@@ -111,6 +112,11 @@ pub(crate) trait Backend {
     /// Asks a pending operation to end. Its terminal completion still comes, and says what was done before: it may have
     /// succeeded. An unknown token is ignored.
     fn cancel(&mut self, token: Token);
+
+    /// Bytes of a connection that the kernel has and the other end has not taken yet, where the system tells (Linux).
+    fn unacknowledged(&self, _conn: Handle) -> Option<u64> {
+        None
+    }
 
     /// Closes the write side: the peer sees the end of the stream after what was sent.
     fn shutdown(&mut self, conn: Handle);

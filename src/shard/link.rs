@@ -22,7 +22,7 @@ use super::late::Replay;
 use super::policy::Flow;
 use super::retain::{Retained, hand_on};
 use super::shared::report;
-use super::slow::{Dropped, Slow, flow_of};
+use super::slow::{Dropped, Progress, Slow, flow_of};
 use super::{DeliveryGuarantee, DisconnectReason, DropCause, Event, RejectReason, SocketConfig};
 use super::{EndKey, LinkKey, Op, Shard, ShardSocket, SocketId, Timer, token};
 use crate::backend::{Address, Handle, ReadBuf};
@@ -104,6 +104,8 @@ pub(super) struct InFlight {
     pub(super) since_ns: u64,
     /// It was asked to end, so that what it has not sent can be skipped.
     pub(super) cancelled: bool,
+    /// It was asked to end because a publisher waits: if nothing of it has gone out, the link has to go.
+    pub(super) doubted: bool,
 }
 
 /// See the module's documentation.
@@ -141,6 +143,7 @@ pub(super) struct Link {
     /// When it was last told as slow; 0 if it never was.
     pub(super) told_slow_ns: u64,
     pub(super) dropped: Dropped,
+    pub(super) progress: Progress,
     /// What only this link is to send.
     pub(super) lane: Option<Box<Lane>>,
     /// AT_LEAST_ONCE: what it has sent and not seen acknowledged.
@@ -194,6 +197,7 @@ impl Link {
             slow: None,
             told_slow_ns: 0,
             dropped: Dropped::default(),
+            progress: Progress::default(),
             lane: None,
             retained: None,
             queued: None,
@@ -285,6 +289,7 @@ impl Shard {
                 to: link.cursor,
                 since_ns: 0,
                 cancelled: false,
+                doubted: false,
             });
             let slices = vec![Bytes::copy_from_slice(&hello)];
             self.backend.send(link.conn, slices, token(Op::LinkSend, key.slot, key.generation));

@@ -101,8 +101,8 @@ enum Timer {
     Listener(EndKey),
     /// Connections that a listener holds over its limit.
     Held(EndKey),
-    /// A publisher waits for room; the number is that of the wait.
-    Stall(SocketId, u64),
+    /// Publishers wait for links of this socket.
+    Stall(SocketId),
     Close(SocketId),
     Alarm(EndKey),
     /// A link that does not keep up.
@@ -186,13 +186,13 @@ struct ShardSocket {
     released: bool,
     /// Where the next round over the links begins.
     rotation: usize,
-    /// The publisher's wait that a timer is set for, and since when this shard knows of it.
-    stall_timed: u64,
-    stall_since_ns: u64,
+    /// What publishers wait for, and since when this shard knows of it.
+    waiting: slow::Waiting,
+    waiting_since_ns: u64,
+    /// When a timer looks after whoever is in their way; 0 if none is set.
+    stall_due_ns: u64,
     /// When what is in the log came, if some link has a limit of age.
     marks: marks::Marks,
-    /// Where the oldest chunk of the log ended when a publisher was last seen waiting.
-    hold_end: Option<u64>,
     closing: Option<Closing>,
 }
 
@@ -430,10 +430,10 @@ impl Shard {
             touched: false,
             released: false,
             rotation: 0,
-            stall_timed: 0,
-            stall_since_ns: 0,
+            waiting: slow::Waiting::No,
+            waiting_since_ns: 0,
+            stall_due_ns: 0,
             marks: marks::Marks::default(),
-            hold_end: None,
             closing: None,
         });
     }
@@ -475,7 +475,7 @@ impl Shard {
                 Timer::Dialer(key) => self.dialer_due(key),
                 Timer::Listener(key) => self.listener_due(key),
                 Timer::Held(key) => self.held_due(key),
-                Timer::Stall(socket, wait) => self.stall_due(socket, wait),
+                Timer::Stall(socket) => self.stall_due(socket),
                 Timer::Close(socket) => self.close_due(socket),
                 Timer::Alarm(key) => self.alarm_due(key),
                 Timer::Slow(key) => self.slow_due(key),

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::link::{InFlight, Source, State};
 use super::retain::KEPT_RANGE_BYTES_MAX;
+use super::slow::Waiting;
 use super::{DeliveryGuarantee, DisconnectReason, LinkKey, Op, Shard, SocketId, token};
 use crate::backend::is_cancelled;
 use crate::log::Cursor;
@@ -39,7 +40,7 @@ impl Shard {
         }
         let has_mail = socket.refresh();
         socket.marks.note(self.now_ns, socket.visible);
-        if socket.shared.wait_number() != 0 || socket.hold_end.is_some() {
+        if socket.shared.has_waiting() || socket.waiting != Waiting::No {
             self.press(id);
         }
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
@@ -58,7 +59,7 @@ impl Shard {
             let at_home = socket.shared.home() == shard;
             let timed = socket.shared.ages.is_some();
             // What found the receive queue full waits for the application to tell that there is room.
-            let waits = timed || mail_waits || !socket.stash.is_empty() || socket.shared.wait_number() != 0;
+            let waits = timed || mail_waits || !socket.stash.is_empty() || socket.shared.has_waiting();
             if socket.links.is_empty() && at_home && !waits {
                 socket.shared.keep_dirty();
             }
@@ -154,7 +155,8 @@ impl Shard {
         if link.behind_since_ns == 0 {
             link.behind_since(self.now_ns);
         }
-        link.sending = Some(InFlight { control, source, from, to, since_ns: self.now_ns, cancelled: false });
+        link.sending =
+            Some(InFlight { control, source, from, to, since_ns: self.now_ns, cancelled: false, doubted: false });
         self.backend.send(link.conn, slices, token(Op::LinkSend, key.slot, key.generation));
     }
 
@@ -174,7 +176,8 @@ impl Shard {
             link.count(socket.counters(), |tally| &tally.bytes_sent, bytes as u64);
         }
         let all = error.is_none();
-        let error = error.filter(|error| !(range.cancelled && is_cancelled(error)));
+        let cut_short = range.cancelled && error.as_ref().is_some_and(is_cancelled);
+        let error = error.filter(|_| !cut_short);
         if bytes < range.control
             && let Some(unsent) = slices.first()
         {
@@ -240,6 +243,11 @@ impl Shard {
         let retained = self.link(key).and_then(|link| link.retained.as_mut());
         if let Some(early) = retained.and_then(|retained| retained.take_early()) {
             self.let_go(key, &early);
+        }
+        let is_live = self.link(key).is_some_and(|link| link.is_live());
+        if range.doubted && cut_short && bytes == 0 && is_live {
+            // It has got nowhere at all for as long as a publisher may wait for it.
+            return self.die(key, DisconnectReason::Stalled);
         }
         self.after_send(key, id, error);
     }

@@ -11,10 +11,10 @@ use crate::backend::SocketOptions;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SlowPolicy {
-    /// `send` waits for the peer, for `max_wait` at a time at most; then the peer is disconnected. Without a limit in bytes or messages it
-    /// is the log (`log_bytes_max`) that is full when `send` waits.
+    /// `send` waits for the peer, as long as that gets on; one that has got nowhere for `max_wait` is disconnected. Without a limit in
+    /// bytes or messages it is the log (`log_bytes_max`) that is full when `send` waits.
     Block {
-        /// How long a publisher waits at most.
+        /// How long a publisher waits for a peer that takes nothing; it may be up to half more.
         max_wait: Duration,
     },
     /// The oldest messages that have not gone out are skipped, down to half of the limit. The newest one always stays.
@@ -41,9 +41,9 @@ pub enum SlowPolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Unkeyed {
-    /// They stay in the log; when that is full, `send` waits for the peer, for `max_wait` at a time at most; then the peer is disconnected.
+    /// They stay in the log; when that is full, `send` waits for the peer as [`SlowPolicy::Block`] says.
     Block {
-        /// How long a publisher waits at most.
+        /// How long a publisher waits for a peer that takes nothing; it may be up to half more.
         max_wait: Duration,
     },
     /// The oldest of them are dropped, some at a time.

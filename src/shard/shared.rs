@@ -204,9 +204,8 @@ pub(crate) struct SocketShared {
     home: usize,
     /// Notified when there is room in the log again, and when the socket ends.
     pub(crate) room: Waiters,
-    /// 0, or the number of the wait that began when a sender found the log full.
-    blocked: AtomicU64,
-    waits: AtomicU64,
+    /// A sender found the log full, and waits.
+    blocked: AtomicBool,
     send_waits: AtomicU64,
     /// PUBLISH: if messages are kept by age. Held for a moment by a shard.
     pub(super) ages: Option<Mutex<Ages>>,
@@ -253,8 +252,7 @@ impl SocketShared {
             log,
             config,
             room: Waiters::new(),
-            blocked: AtomicU64::new(0),
-            waits: AtomicU64::new(0),
+            blocked: AtomicBool::new(false),
             flows: Mutex::default(),
             gates: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
@@ -354,8 +352,7 @@ impl SocketShared {
 
     /// A sender found the log full. The caller has begun to listen to `room` and tries once more after this.
     pub(crate) fn begin_wait(&self) {
-        let number = self.waits.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.blocked.compare_exchange(0, number, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+        if !self.blocked.swap(true, Ordering::SeqCst) {
             self.send_waits.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -367,11 +364,11 @@ impl SocketShared {
 
     /// A waiting sender got its message in.
     pub(crate) fn end_wait(&self) {
-        self.blocked.store(0, Ordering::SeqCst);
+        self.blocked.store(false, Ordering::SeqCst);
     }
 
-    /// The wait that goes on now, 0 if none does.
-    pub(crate) fn wait_number(&self) -> u64 {
+    /// Whether some sender waits.
+    pub(crate) fn has_waiting(&self) -> bool {
         self.blocked.load(Ordering::SeqCst)
     }
 

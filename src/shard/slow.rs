@@ -28,6 +28,28 @@ const TELL_NS: u64 = 100_000_000;
 /// A link is told as slow at most so often.
 const TELL_SLOW_NS: u64 = 1_000_000_000;
 
+/// Links in the way of publishers are looked at so many times within what the most impatient policy allows.
+const STALL_LOOKS: u64 = 4;
+
+/// What publishers wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiting {
+    No,
+    /// For links over a limit whose policy lets publishers wait.
+    AtGates,
+    /// For whoever is in the oldest chunk of the log, which ends there.
+    ForRoom(u64),
+}
+
+/// What was last seen of a link in the way of publishers.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// Bytes that the kernel had and the peer had not taken, where that is known.
+    unacknowledged: Option<u64>,
+    /// When they were found to have changed.
+    since_ns: u64,
+}
+
 /// What there is to know of a link that is slow.
 pub(super) struct Slow {
     since_ns: u64,
@@ -68,7 +90,7 @@ pub(super) fn flow_of(socket: &ShardSocket, link: &Link) -> Flow {
 impl Link {
     /// Whether it holds the oldest chunk of a log in which a publisher waits for room.
     fn is_holding(&self, socket: &ShardSocket) -> bool {
-        socket.hold_end.is_some_and(|end| self.cursor.frame() <= end) && socket.shared.wait_number() != 0
+        matches!(socket.waiting, Waiting::ForRoom(end) if self.cursor.frame() <= end) && socket.shared.has_waiting()
     }
 
     fn is_over(&self, socket: &ShardSocket, now_ns: u64) -> bool {
@@ -164,7 +186,10 @@ impl Shard {
             let (mut position, mut messages) = (0, 0);
             let holding = link.is_holding(socket);
             if holding || link.is_too_far(socket) {
-                let freed = socket.hold_end.filter(|_| holding).unwrap_or(0).min(tail.position());
+                let freed = match socket.waiting {
+                    Waiting::ForRoom(end) if holding => end.min(tail.position()),
+                    _ => 0,
+                };
                 position = tail.position().saturating_sub(flow.bytes / 2).max(freed);
                 messages = tail.messages().saturating_sub((flow.messages / 2).max(1));
             }
@@ -344,52 +369,70 @@ impl Shard {
         }
     }
 
-    /// A publisher waits: links that would rather drop than hold it up let go, and the others' time begins.
+    /// Publishers wait: links that would rather drop than hold them up let go, and the others' time begins.
     pub(super) fn press(&mut self, id: SocketId) {
         let now_ns = self.now_ns;
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
-        let wait = socket.shared.wait_number();
-        socket.hold_end = if wait == 0 { None } else { socket.shared.log.oldest_end() };
-        if wait == 0 || wait == socket.stall_timed || socket.hub.is_some() {
-            return;
+        let waiting = match (socket.shared.has_waiting() && socket.hub.is_none(), socket.shared.is_gated()) {
+            (false, _) => Waiting::No,
+            (true, true) => Waiting::AtGates,
+            (true, false) => Waiting::ForRoom(socket.shared.log.oldest_end().unwrap_or(0)),
+        };
+        if socket.waiting != waiting {
+            (socket.waiting, socket.waiting_since_ns) = (waiting, now_ns);
         }
-        let patience_ns = self.patience_ns(id, 0);
-        if let (Some(socket), true) = (self.socket(id), patience_ns < u64::MAX) {
-            (socket.stall_timed, socket.stall_since_ns) = (wait, now_ns);
-            self.timers.set(now_ns.saturating_add(patience_ns), Timer::Stall(id, wait));
+        if waiting != Waiting::No && socket.stall_due_ns == 0 {
+            self.time_stall(id);
         }
     }
 
-    /// The shortest time, above `beyond_ns`, for which a link of the socket may hold up a publisher; `u64::MAX` if there is none.
-    fn patience_ns(&self, id: SocketId, beyond_ns: u64) -> u64 {
-        let Some(socket) = self.sockets.get(id.index()).and_then(Option::as_ref) else { return u64::MAX };
+    /// Sets the timer that looks after whoever is in the way: several times within the shortest time that any of them has.
+    fn time_stall(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
         let of = |key: &LinkKey| self.links.get(key.slot as usize)?.flow.max_wait_ns();
-        socket.links.iter().filter_map(of).filter(|&wait_ns| wait_ns > beyond_ns).min().unwrap_or(u64::MAX)
+        if let Some(shortest_ns) = socket.links.iter().filter_map(of).min() {
+            socket.stall_due_ns = self.now_ns.saturating_add((shortest_ns / STALL_LOOKS).max(1));
+            self.timers.set(socket.stall_due_ns, Timer::Stall(id));
+        }
     }
 
-    /// A publisher has waited for as long as some link's policy allows: whoever is in its way for longer has to go.
-    pub(super) fn stall_due(&mut self, id: SocketId, wait: u64) {
+    /// Who is in the way of publishers, and has got nowhere for as long as its policy allows, has to go.
+    pub(super) fn stall_due(&mut self, id: SocketId) {
         let now_ns = self.now_ns;
         let Some(socket) = self.socket(id) else { return };
-        if socket.shared.wait_number() != wait || socket.stall_timed != wait || socket.hub.is_some() {
-            return self.flush(id);
-        }
-        let waited_ns = now_ns.saturating_sub(socket.stall_since_ns);
-        let gated = socket.shared.is_gated();
-        let oldest_end = socket.shared.log.oldest_end();
+        // What this turn is late by is not the peers' fault.
+        let at_ns = std::mem::take(&mut socket.stall_due_ns).min(now_ns);
+        self.press(id);
+        let Some(socket) = self.socket(id) else { return };
+        let (waiting, since_ns) = (socket.waiting, socket.waiting_since_ns);
         for key in socket.links.clone() {
-            let Some(link) = self.link(key) else { continue };
-            let in_the_way = match gated {
-                true => link.slow.as_ref().is_some_and(|slow| slow.gates),
-                false => oldest_end.is_some_and(|end| link.cursor.frame() <= end),
+            let Some(link) = self.links.get_mut(key.slot as usize) else { continue };
+            let in_the_way = match waiting {
+                Waiting::No => break,
+                Waiting::AtGates => link.slow.as_ref().is_some_and(|slow| slow.gates),
+                Waiting::ForRoom(end) => link.cursor.frame() <= end,
             };
-            if in_the_way && link.flow.max_wait_ns().is_some_and(|max_ns| max_ns <= waited_ns) {
-                self.die(key, DisconnectReason::Stalled);
+            let Some(max_ns) = link.flow.max_wait_ns().filter(|_| in_the_way) else { continue };
+            let unacknowledged = self.backend.unacknowledged(link.conn);
+            if link.progress.unacknowledged != unacknowledged {
+                link.progress = Progress { unacknowledged, since_ns: now_ns };
+            }
+            let began_ns = link.sending.as_ref().map_or(0, |sending| sending.since_ns);
+            let since_ns = since_ns.max(link.progress.since_ns).max(began_ns);
+            if at_ns.saturating_sub(since_ns) < max_ns {
+                continue;
+            }
+            match &mut link.sending {
+                // How far it has got, only its end tells.
+                Some(sending) => {
+                    sending.doubted = true;
+                    if !std::mem::replace(&mut sending.cancelled, true) {
+                        self.backend.cancel(token(Op::LinkSend, key.slot, key.generation));
+                    }
+                }
+                None => self.die(key, DisconnectReason::Stalled),
             }
         }
-        // Somebody with more patience may be in the way then, or somebody new.
-        let next_ns = self.patience_ns(id, waited_ns).saturating_sub(waited_ns).min(self.patience_ns(id, 0));
-        self.timers.set(now_ns.saturating_add(next_ns), Timer::Stall(id, wait));
         self.flush(id);
     }
 }

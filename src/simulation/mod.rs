@@ -23,6 +23,8 @@ mod node;
 mod plan;
 mod report;
 mod shrink;
+#[cfg(test)]
+mod stalled;
 mod stock;
 #[cfg(test)]
 mod tests;

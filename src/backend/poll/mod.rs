@@ -27,6 +27,7 @@ use super::pool::Pool;
 use super::resolver::Resolver;
 use super::sockets::{self, Listener, Stream};
 use super::tokens::TokenMap;
+use super::unacknowledged::unacknowledged;
 use super::{
     Address, Backend, Completion, Counters, Handle, Outcome, READ_MAX, Slabs, TURN_COMPLETIONS_MAX, Token, cancelled,
     dead_handle, monotonic_ns,
@@ -327,6 +328,10 @@ impl Backend for Poll {
             Some(&(key, false)) => self.fail_incoming(key, cancelled()),
             None => drop(self.resolver.cancel(token)),
         }
+    }
+
+    fn unacknowledged(&self, conn: Handle) -> Option<u64> {
+        unacknowledged(self.live(conn)?.stream()?)
     }
 
     fn shutdown(&mut self, conn: Handle) {

@@ -289,6 +289,10 @@ impl<R: Ring> Backend for Uring<R> {
         }
     }
 
+    fn unacknowledged(&self, conn: Handle) -> Option<u64> {
+        self.ring.unacknowledged(self.live(conn, false)?.socket.as_ref()?)
+    }
+
     fn shutdown(&mut self, conn: Handle) {
         if let Some(socket) = self.live(conn, false).and_then(|conn| conn.socket.as_ref()) {
             self.ring.shutdown(socket);

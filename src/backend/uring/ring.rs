@@ -25,6 +25,7 @@ use super::seam::{Cqe, Request, Ring, Sqe};
 use crate::backend::options::{BackendOptions, PoolOptions};
 use crate::backend::resolver::Resolver;
 use crate::backend::sockets::{self, Listener, Stream};
+use crate::backend::unacknowledged::unacknowledged;
 use crate::backend::{Address, Completion, SocketOptions, Token, monotonic_ns};
 
 /// Entries of the completion queue for each entry of the submission queue: multishot requests complete many times.
@@ -215,6 +216,10 @@ impl Ring for KernelRing {
 
     fn connected(&self, socket: &OsSocket) -> io::Result<Address> {
         sockets::connected(socket.inner())
+    }
+
+    fn unacknowledged(&self, socket: &OsSocket) -> Option<u64> {
+        unacknowledged(socket.inner())
     }
 
     fn shutdown(&self, socket: &OsSocket) {

@@ -74,6 +74,11 @@ pub(super) trait Ring {
     /// The remote address of a connection that was just made, or why it is of no use.
     fn connected(&self, socket: &Self::Socket) -> io::Result<Address>;
 
+    /// Bytes that were sent and that the other end has not taken yet, where that is known.
+    fn unacknowledged(&self, _socket: &Self::Socket) -> Option<u64> {
+        None
+    }
+
     /// Closes the write side.
     fn shutdown(&self, socket: &Self::Socket);
 
