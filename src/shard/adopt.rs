@@ -2,6 +2,7 @@
 //! no operation is in flight; then its descriptor goes to the shard of its peer, where alone duplicates are judged, and stays.
 
 use super::link::{Link, Origin, State};
+use super::policy::Own;
 use super::shared::report;
 use super::{Event, LinkKey, RejectReason, Shard, SocketId};
 use crate::backend::{Address, Stream};
@@ -82,7 +83,7 @@ impl Shard {
         let config = &socket.shared.config;
         let deframer = Deframer::new(frame_bytes_max(config.message_bytes_max));
         let liveness = Liveness::new(liveness_config(config), now_ns);
-        let origin = if planted(Bug::AdoptForgets) { Origin::Listener { flow: None } } else { origin };
+        let origin = if planted(Bug::AdoptForgets) { Origin::Listener { own: Own::default() } } else { origin };
         let mut link = Link::new(generation, id, conn, address, origin, deframer, liveness);
         link.identity = identity;
         let slot = self.links.insert(link);

@@ -19,10 +19,10 @@ use super::control::Parting;
 use super::detour::Detour;
 use super::lane::Lane;
 use super::late::Replay;
-use super::policy::Flow;
+use super::policy::{Flow, Own};
 use super::retain::{Retained, hand_on};
 use super::shared::report;
-use super::slow::{Dropped, Progress, Slow, flow_of};
+use super::slow::{Dropped, Progress, Slow, terms_of};
 use super::{DeliveryGuarantee, DisconnectReason, DropCause, Event, RejectReason, SocketConfig};
 use super::{EndKey, LinkKey, Op, Shard, ShardSocket, SocketId, Timer, token};
 use crate::backend::{Address, Handle, ReadBuf};
@@ -42,8 +42,8 @@ pub(super) const DRAIN_NS: u64 = 1_000_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     Listener {
-        /// What is done about its peers that are slow, if not what the socket says.
-        flow: Option<Flow>,
+        /// What its peers have instead of what the socket says.
+        own: Own,
     },
     /// A dialer of that shard.
     Dialer { shard: u32, dialer: EndKey },
@@ -376,14 +376,15 @@ impl Shard {
         link.place = socket.links.len();
         socket.links.push(key);
         socket.by_identity.insert(link.identity, key);
+        let mut replay = Replay::Live;
         match &mut socket.hub {
             None => {
                 socket.note_ages(now_ns);
-                link.cursor = match socket.shared.config.replay {
+                (link.flow, replay) = terms_of(socket, link);
+                link.cursor = match replay {
                     Replay::Live | Replay::Snapshot => socket.reader.join(),
                     Replay::Oldest => socket.reader.join_oldest(),
                 };
-                link.flow = flow_of(socket, link);
                 socket.marks.know(link.flow.age_ns);
             }
             Some(hub) => {
@@ -406,7 +407,7 @@ impl Shard {
         if socket.hub.is_none() {
             link.count_joined(socket.counters());
         }
-        if socket.shared.config.replay == Replay::Snapshot && !planted(Bug::SnapshotForgotten) {
+        if replay == Replay::Snapshot && !planted(Bug::SnapshotForgotten) {
             link.begin_snapshot(socket);
         }
         report(&socket.shared, Event::Connected { identity: link.identity, address: link.address.clone() });

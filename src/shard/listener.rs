@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::accepts::{Accepts, HELD_MAX};
 use super::control::Done;
 use super::link::{HOLD_NS, Origin};
-use super::policy::Flow;
+use super::policy::Own;
 use super::shared::report;
 use super::{EndKey, Event, Op, RejectReason, Reply, Shard, SocketId, Target, Timer, token};
 use crate::backend::{Address, Handle, SocketOptions, is_cancelled};
@@ -26,8 +26,8 @@ pub(super) struct Listener {
     generation: u32,
     socket: SocketId,
     accepts: Accepts,
-    /// What is done about its peers that are slow, if not what the socket says.
-    flow: Option<Flow>,
+    /// What its peers have instead of what the socket says.
+    own: Own,
     /// Where it listens.
     bound: Option<Address>,
     /// The name that this was found under, if it was.
@@ -39,8 +39,8 @@ pub(super) struct Listener {
 #[derive(Clone)]
 pub(crate) struct ListenOptions {
     pub(crate) system: SocketOptions,
-    /// What is done about peers that are slow, if not what the socket says.
-    pub(crate) flow: Option<Flow>,
+    /// What the peers have instead of what the socket says.
+    pub(crate) own: Own,
 }
 
 impl Listener {
@@ -113,7 +113,8 @@ impl Shard {
         let generation = self.generation();
         let config = &self.socket(id)?.shared.config;
         let accepts = Accepts::new(config.accepts_per_second, config.accepts_burst);
-        let listener = Listener { generation, socket: id, accepts, flow: None, bound: None, name: None, state };
+        let listener =
+            Listener { generation, socket: id, accepts, own: Own::default(), bound: None, name: None, state };
         let slot = self.listeners.insert(listener) as u32;
         Some(EndKey { slot, generation })
     }
@@ -177,7 +178,7 @@ impl Shard {
         self.backend.accept(handle, token(Op::Accept, key.slot, key.generation));
         if let Some(listener) = self.listener(key) {
             listener.bound = Some(bound.clone());
-            listener.flow = options.flow;
+            listener.own = options.own;
         }
         if let Some(socket) = self.socket(id) {
             socket.listeners.push(key);
@@ -195,7 +196,7 @@ impl Shard {
         let Some(listener) = self.listener(key).filter(|listener| matches!(listener.state, State::Accepting(_))) else {
             return self.backend.close(conn);
         };
-        let (id, origin) = (listener.socket, Origin::Listener { flow: listener.flow });
+        let (id, origin) = (listener.socket, Origin::Listener { own: listener.own });
         if listener.accepts.admit(&peer, now_ns) {
             return self.begin(id, conn, peer, origin);
         }

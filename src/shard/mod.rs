@@ -62,7 +62,7 @@ pub(crate) use inbound::{Ack, Inbound, Message, Walker};
 pub use late::{Replay, Retention};
 pub(crate) use listener::ListenOptions;
 pub(crate) use outlet::{LastValues, Outlet, Refusal};
-pub(crate) use policy::Flow;
+pub(crate) use policy::{Flow, Own};
 pub use policy::{LagLimit, SlowPolicy, Unkeyed};
 pub use shared::SocketId;
 pub(crate) use shared::{Ended, Phase, Port, SocketIds, SocketShared};

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::config::nanos;
+use super::late::Replay;
 use crate::backend::SocketOptions;
 
 /// What a PUBLISH socket does about a peer that is over its [`LagLimit`]. Whatever it does, the other peers do not notice, no frame
@@ -95,6 +96,22 @@ pub struct LagLimit {
 
 /// What the kernel holds of a connection's data that is not on the wire yet, where policies drop, bytes: half of what one send takes.
 const NOTSENT_BYTES: u32 = 128 << 10;
+
+/// What the peers of a listener, or a single peer, have instead of what the socket says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Own {
+    /// What is done about those that are slow.
+    pub(crate) flow: Option<Flow>,
+    /// Where they begin.
+    pub(crate) replay: Option<Replay>,
+}
+
+impl Own {
+    /// What this says, and `other` where it says nothing.
+    pub(super) fn or(self, other: Own) -> Own {
+        Own { flow: self.flow.or(other.flow), replay: self.replay.or(other.replay) }
+    }
+}
 
 /// Policy and limits of one link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

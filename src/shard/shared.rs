@@ -26,7 +26,7 @@ use crate::shard::inbound::Inbound;
 use crate::shard::late::Ages;
 use crate::shard::logs::LogLimit;
 use crate::shard::outlet::LastValues;
-use crate::shard::policy::Flow;
+use crate::shard::policy::Own;
 use crate::shard::stats::{Lag, PeerStats, Stats};
 use crate::shard::tally::{Account, Counters, ShardCounters};
 
@@ -209,8 +209,8 @@ pub(crate) struct SocketShared {
     send_waits: AtomicU64,
     /// PUBLISH: if messages are kept by age. Held for a moment by a shard.
     pub(super) ages: Option<Mutex<Ages>>,
-    /// Policies of single peers.
-    flows: Mutex<HashMap<Identity, Flow, IdHash>>,
+    /// What single peers have of their own.
+    owns: Mutex<HashMap<Identity, Own, IdHash>>,
     /// Links that keep publishers waiting though the log is not full.
     gates: AtomicUsize,
     /// Connections on all shards, whatever their state.
@@ -253,7 +253,7 @@ impl SocketShared {
             config,
             room: Waiters::new(),
             blocked: AtomicBool::new(false),
-            flows: Mutex::default(),
+            owns: Mutex::default(),
             gates: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             shares: ports.iter().map(|_| CachePadded::new(Share::default())).collect(),
@@ -372,19 +372,23 @@ impl SocketShared {
         self.blocked.load(Ordering::SeqCst)
     }
 
-    /// Sets or clears the policy of one peer; the limit if there are too many.
-    pub(crate) fn set_flow(&self, identity: Identity, flow: Option<Flow>) -> Result<(), usize> {
-        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
-        match flow {
-            Some(_) if flows.len() >= FLOWS_MAX && !flows.contains_key(&identity) => return Err(FLOWS_MAX),
-            Some(flow) => flows.insert(identity, flow),
-            None => flows.remove(&identity),
-        };
+    /// Changes what one peer has of its own; the limit if too many have something.
+    pub(crate) fn change_own(&self, identity: Identity, change: impl FnOnce(&mut Own)) -> Result<(), usize> {
+        let mut owns = self.owns.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = owns.get(&identity).copied().unwrap_or_default();
+        change(&mut own);
+        if own == Own::default() {
+            owns.remove(&identity);
+        } else if owns.len() >= OWNS_MAX && !owns.contains_key(&identity) {
+            return Err(OWNS_MAX);
+        } else {
+            owns.insert(identity, own);
+        }
         Ok(())
     }
 
-    pub(super) fn flow_of(&self, identity: &Identity) -> Option<Flow> {
-        self.flows.lock().unwrap_or_else(PoisonError::into_inner).get(identity).copied()
+    pub(super) fn own_of(&self, identity: &Identity) -> Own {
+        self.owns.lock().unwrap_or_else(PoisonError::into_inner).get(identity).copied().unwrap_or_default()
     }
 
     /// A link is so far behind that its policy lets publishers wait.
@@ -551,8 +555,8 @@ impl SocketShared {
 /// Entries of a receive queue: completions that wait for the application.
 const RECEIVE_ENTRIES: usize = 512;
 
-/// Peers with policies of their own, at most.
-const FLOWS_MAX: usize = 16_384;
+/// Peers with something of their own, at most.
+const OWNS_MAX: usize = 16_384;
 
 /// Peers that are gone and still known, at most: a message by identity to them is told from one to nobody.
 const GONE_MAX: usize = 16_384;

@@ -16,8 +16,9 @@
 //! the link has not seen (`visible`); nothing here is done per message, and nothing at all for links that are not watched.
 
 use super::lane::Lane;
+use super::late::Replay;
 use super::link::{Link, Origin, Source};
-use super::policy::{Flow, Unkeyed};
+use super::policy::{Flow, Own, Unkeyed};
 use super::shared::report;
 use super::{DisconnectReason, DropCause, Event, LinkKey, Op, Shard, ShardSocket, SlowPolicy, SocketId, Timer, token};
 use crate::protocol::Identity;
@@ -77,14 +78,15 @@ impl Dropped {
     }
 }
 
-/// What is done about a link: what was set for its peer, or for its listener, or for all.
-pub(super) fn flow_of(socket: &ShardSocket, link: &Link) -> Flow {
+/// What is done about a link, and where it begins: what was set for its peer, or for its listener, or for all.
+pub(super) fn terms_of(socket: &ShardSocket, link: &Link) -> (Flow, Replay) {
     let of_listener = match link.origin {
-        Origin::Listener { flow } => flow,
-        Origin::Dialer { .. } => None,
+        Origin::Listener { own } => own,
+        Origin::Dialer { .. } => Own::default(),
     };
-    let of_peer = socket.shared.flow_of(&link.identity);
-    of_peer.or(of_listener).unwrap_or_else(|| socket.shared.config.flow())
+    let own = socket.shared.own_of(&link.identity).or(of_listener);
+    let config = &socket.shared.config;
+    (own.flow.unwrap_or_else(|| config.flow()), own.replay.unwrap_or(config.replay))
 }
 
 impl Link {
@@ -324,7 +326,7 @@ impl Shard {
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
         let Some(&key) = socket.by_identity.get(&identity) else { return };
         let Some(link) = self.links.get_mut(key.slot as usize).filter(|_| socket.hub.is_none()) else { return };
-        link.flow = flow_of(socket, link);
+        link.flow = terms_of(socket, link).0;
         socket.marks.know(link.flow.age_ns);
         // If it is slow by the new one as well, that begins now.
         self.caught_up(key);

@@ -1,17 +1,18 @@
-//! What is done about peers that do not keep up, where it differs from what the builder said: for the peers of one listener, and for
-//! single peers, at any time. The same calls for the three kinds of socket.
+//! What is done about peers that do not keep up, and where new ones begin, where it differs from what the builder said: for the peers
+//! of one listener, and for single peers, at any time. The same calls for the three kinds of socket.
 
 use super::error::{BindError, ControlError};
 use super::{Endpoint, EndpointError, blocking, bound, core, inline, wait};
 use crate::backend::Address;
 use crate::protocol::Identity;
-use crate::shard::{Command, Flow, LagLimit, ListenOptions, Reply, SlowPolicy, SocketShared};
+use crate::shard::{Command, Flow, LagLimit, ListenOptions, Own, Replay, Reply, SlowPolicy, SocketShared};
 
 /// What a listener's peers have instead of what the builder said. For [`Socket::bind_with`](crate::Socket::bind_with).
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct BindOptions {
     slow: Option<(SlowPolicy, LagLimit)>,
+    replay: Option<Replay>,
 }
 
 impl BindOptions {
@@ -26,6 +27,13 @@ impl BindOptions {
         self
     }
 
+    /// PUBLISH: where peers of this listener begin; no effect under ROUNDROBIN. [`Replay::Oldest`] gives what
+    /// [`retain`](crate::SocketBuilder::retain) keeps.
+    pub fn replay(mut self, replay: Replay) -> BindOptions {
+        self.replay = Some(replay);
+        self
+    }
+
     /// What the engine makes of them.
     pub(super) fn on(&self, shared: &SocketShared) -> ListenOptions {
         let flow = self.slow.map(|(policy, limit)| Flow::new(policy, limit, shared.config.log_bytes_max));
@@ -33,7 +41,7 @@ impl BindOptions {
         if let Some(flow) = &flow {
             flow.keep_kernel_small(&mut system);
         }
-        ListenOptions { system, flow }
+        ListenOptions { system, own: Own { flow, replay: self.replay } }
     }
 }
 
@@ -43,10 +51,14 @@ fn note(
     identity: Identity,
     slow: Option<(SlowPolicy, LagLimit)>,
 ) -> Result<(usize, Command), ControlError> {
-    core::check_open(shared).map_err(|_| ControlError::Closed)?;
     let flow = slow.map(|(policy, limit)| Flow::new(policy, limit, shared.config.log_bytes_max));
-    shared.set_flow(identity, flow).map_err(|max| ControlError::TooManyPolicies { max })?;
+    change(shared, identity, |own| own.flow = flow)?;
     Ok((shared.shard_of(&identity), Command::Flow { socket: shared.id, identity }))
+}
+
+fn change(shared: &SocketShared, identity: Identity, change: impl FnOnce(&mut Own)) -> Result<(), ControlError> {
+    core::check_open(shared).map_err(|_| ControlError::Closed)?;
+    shared.change_own(identity, change).map_err(|max| ControlError::TooManyPolicies { max })
 }
 
 impl super::Socket {
@@ -80,6 +92,16 @@ impl super::Socket {
     /// When the socket is closed.
     pub fn clear_slow_policy(&self, identity: Identity) -> Result<(), ControlError> {
         self.note_flow(identity, None)
+    }
+
+    /// PUBLISH: where one peer begins whenever it connects from now on; before what its listener or the builder say, which count again
+    /// after `None`. [`Replay::Oldest`] gives what [`retain`](crate::SocketBuilder::retain) keeps. No effect under ROUNDROBIN. Does not
+    /// wait.
+    ///
+    /// # Errors
+    /// As [`set_slow_policy`](Self::set_slow_policy).
+    pub fn set_replay(&self, identity: Identity, replay: Option<Replay>) -> Result<(), ControlError> {
+        change(self.shared(), identity, |own| own.replay = replay)
     }
 
     fn note_flow(&self, identity: Identity, slow: Option<(SlowPolicy, LagLimit)>) -> Result<(), ControlError> {
@@ -117,6 +139,14 @@ impl blocking::Socket {
     /// When the socket is closed.
     pub fn clear_slow_policy(&self, identity: Identity) -> Result<(), ControlError> {
         self.socket.clear_slow_policy(identity)
+    }
+
+    /// Where one peer begins, see [`Socket::set_replay`](crate::Socket::set_replay).
+    ///
+    /// # Errors
+    /// As [`set_slow_policy`](Self::set_slow_policy).
+    pub fn set_replay(&self, identity: Identity, replay: Option<Replay>) -> Result<(), ControlError> {
+        self.socket.set_replay(identity, replay)
     }
 }
 
@@ -156,6 +186,14 @@ impl inline::Socket {
     /// When the socket is closed.
     pub fn clear_slow_policy(&self, identity: Identity) -> Result<(), ControlError> {
         self.note_flow(identity, None)
+    }
+
+    /// Where one peer begins, see [`Socket::set_replay`](crate::Socket::set_replay).
+    ///
+    /// # Errors
+    /// As [`set_slow_policy`](Self::set_slow_policy).
+    pub fn set_replay(&self, identity: Identity, replay: Option<Replay>) -> Result<(), ControlError> {
+        change(self.shared(), identity, |own| own.replay = replay)
     }
 
     fn note_flow(&self, identity: Identity, slow: Option<(SlowPolicy, LagLimit)>) -> Result<(), ControlError> {

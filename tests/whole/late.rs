@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aiomsg_uring::SendMode::Publish;
-use aiomsg_uring::{Replay, Retention, blocking};
+use aiomsg_uring::{Address, BindOptions, Identity, Replay, Retention, blocking};
 
 use crate::common::{PATIENCE, eventually, number};
 use crate::{Row, bound, recv_value, wait_for_peers};
@@ -12,6 +12,7 @@ row_tests!([
     a_late_peer_gets_what_is_retained_then_what_follows,
     what_is_retained_gives_way_to_what_is_sent,
     what_is_too_old_is_not_replayed,
+    listeners_and_single_peers_begin_where_theirs_do,
 ]);
 
 /// A publisher that keeps this much, and one peer that is there from the beginning.
@@ -86,4 +87,52 @@ fn what_is_too_old_is_not_replayed(row: Row) {
     publisher.send(&number(3)).expect("sent");
     // On a machine that stands still for a while the second is too old as well.
     assert!(matches!(recv_value(&late), 2 | 3));
+}
+
+fn listeners_and_single_peers_begin_where_theirs_do(row: Row) {
+    let retention = Retention { messages: Some(100), ..Retention::default() };
+    let publisher = row.socket(|builder| builder.send_mode(Publish).retain(retention));
+    let live = bound(&publisher);
+    let bind = |replay| publisher.bind_with("127.0.0.1:0", BindOptions::new().replay(replay)).expect("bound");
+    let (oldest, snapshot) = (bind(Replay::Oldest), bind(Replay::Snapshot));
+    let first = row.plain(Publish);
+    first.connect(&live).expect("connecting");
+    wait_for_peers(&publisher, 1);
+    for value in 0..1000 {
+        publisher.send_keyed(value % 10, &number(value)).expect("sent");
+        assert_eq!(recv_value(&first), value);
+    }
+    let named = Identity::from_bytes([77; 16]);
+    // Each of them begins at one of these, and gets what follows.
+    let comes = |address: &Address, identity: Option<Identity>, begins: &[u64]| {
+        let late = row.socket(|builder| match identity {
+            Some(identity) => builder.send_mode(Publish).identity(identity),
+            None => builder.send_mode(Publish),
+        });
+        late.connect(address).expect("connecting");
+        wait_for_peers(&publisher, 2);
+        let last = publisher.stats().messages_sent;
+        publisher.send(&number(last)).expect("sent");
+        assert_eq!(recv_value(&first), last);
+        let mut got = Vec::new();
+        while got.last() != Some(&last) {
+            got.push(recv_value(&late));
+        }
+        got.pop();
+        assert!(begins.is_empty() && got.is_empty() || got.starts_with(begins), "{begins:?}: {got:?}");
+        drop(late);
+        eventually("it is gone", || publisher.peers().len() == 1);
+    };
+    comes(&live, Some(named), &[]);
+    comes(&oldest, None, &[901, 902]);
+    comes(&snapshot, None, &(990..1000).collect::<Vec<_>>());
+    // By its identity, wherever it comes in; and as everybody again.
+    publisher.set_replay(named, Some(Replay::Snapshot)).expect("set");
+    comes(&live, Some(named), &(990..1000).collect::<Vec<_>>());
+    comes(&oldest, Some(named), &(990..1000).collect::<Vec<_>>());
+    publisher.set_replay(named, Some(Replay::Live)).expect("set");
+    comes(&oldest, Some(named), &[]);
+    publisher.set_replay(named, None).expect("cleared");
+    comes(&oldest, Some(named), &[906, 907]);
+    comes(&live, Some(named), &[]);
 }
