@@ -277,6 +277,8 @@ metrics! { SOCKET, Stats:
     "aiomsg_queued_bytes" Level "Bytes that wait here to be handed to the kernel, per peer." |s| s.bytes_queued;
     "aiomsg_pending_bytes" Level "Bytes that wait for an acknowledgement." |s| s.bytes_pending;
     "aiomsg_log_bytes" Level "Bytes of outbound log in use." |s| s.log_bytes;
+    "aiomsg_keys" Level "Keys that have a last value." |s| s.keys;
+    "aiomsg_keyed_bytes" Level "Bytes of keys and their last values, tables included." |s| s.keyed_bytes;
     "aiomsg_receive_queue_bytes" Level "Bytes received and not yet taken by the application." |s| s.receive_bytes;
     "aiomsg_lag_messages" Level "Messages that the hindmost peer is behind." |s| s.lag.messages;
     "aiomsg_lag_bytes" Level "Bytes that the hindmost peer is behind." |s| s.lag.bytes;
