@@ -175,7 +175,8 @@ pub struct Lag {
     pub bytes: u64,
     /// Messages.
     pub messages: u64,
-    /// At least so long ago the oldest of them was seen by the engine; 0 if there is none.
+    /// For how long the oldest of them has waited, to the duration of a send; a lower bound for a peer that is more than one send (256 KiB)
+    /// behind. 0 if there is none.
     pub age: Duration,
 }
 
