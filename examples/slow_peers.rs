@@ -3,19 +3,25 @@
 //! One publisher; N subscribers (99), driven by one other thread; then the same with one more that has shaken hands and never reads
 //! again; then ten of those at full rate. Shows for each: messages per second that a subscriber got, the 99th percentile of the time
 //! from `send` to `recv` at a tenth of that rate, and the memory of the process. Those who read must get everything.
+//!
+//! `-- --keys 10000 [--seconds S]`: quotes of so many keys at full rate instead, to one who takes a message for each hundred that are
+//! sent. Shows the memory over time, which must stay where it is; and in the end that one must have the newest quote of each key.
 
 use std::error::Error;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aiomsg_uring::{Address, BindOptions, LagLimit, SlowPolicy, Socket, blocking, inline};
+use aiomsg_uring::{Address, BindOptions, LagLimit, SlowPolicy, Socket, Unkeyed, blocking, inline};
 
 const PAYLOAD_BYTES: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(20);
+const MIB: f64 = 1048576.0;
+/// Memory may grow by so much after the first tenth: the log's chunks, what allocators keep.
+const GROWTH_MIB: f64 = 16.0;
 
 /// What the subscribers' thread has seen.
 struct Seen {
@@ -143,6 +149,78 @@ fn resident_mib() -> f64 {
     kib.unwrap_or(0.0) / 1024.0
 }
 
+/// Takes one message for each hundred that are sent, and once all are, the rest; answers with the newest number of each key.
+fn read_slowly(socket: &blocking::Socket, keys: u64, sent: &AtomicU64, done: &AtomicBool) -> Result<Vec<u64>, String> {
+    let mut newest = vec![0; keys as usize];
+    let mut read = 0;
+    loop {
+        // In this order: what was sent before the end is known then.
+        let (done, sent) = (done.load(SeqCst), sent.load(SeqCst));
+        if !done && read * 100 >= sent {
+            thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        let message = socket.recv_timeout(PATIENCE).map_err(|error| format!("after {read} messages: {error}"))?;
+        let number = message[..8].try_into().map_or(0, u64::from_be_bytes);
+        newest[(number % keys) as usize] = number;
+        read += 1;
+        if done && number == sent - 1 {
+            return Ok(newest);
+        }
+    }
+}
+
+/// Quotes of many keys to one who reads slowly.
+fn quotes(keys: u64, time: Duration) -> Result<(), Box<dyn Error>> {
+    let policy = SlowPolicy::Conflate { unkeyed: Unkeyed::default() };
+    let publisher = Socket::builder().slow_policy(policy).keys_max(keys as usize).build_blocking()?;
+    let address = publisher.bind("127.0.0.1:0")?;
+    // What lies in its buffers it has read, in a way: they are small.
+    let subscriber =
+        Socket::builder().message_bytes_max(1 << 10).receive_bytes_max(64 << 10).recv_buffer_bytes(64 << 10);
+    let subscriber = subscriber.build_blocking()?;
+    subscriber.connect(&address)?;
+    publisher.wait_for_peers(1, PATIENCE)?;
+    let (sent, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    println!("{:>8} {:>12} {:>12} {:>8} {:>10} {:>10}", "seconds", "sent", "delivered", "MiB", "log MiB", "keyed MiB");
+    let newest = thread::scope(|scope| -> Result<_, Box<dyn Error>> {
+        let reader = scope.spawn(|| read_slowly(&subscriber, keys, &sent, &done));
+        let began = Instant::now();
+        let (mut number, mut first_mib) = (0_u64, None);
+        let mut payload = [0; PAYLOAD_BYTES];
+        for step in 1..=10 {
+            while began.elapsed() < time * step / 10 || number < keys * u64::from(step) {
+                for _ in 0..100 {
+                    payload[..8].copy_from_slice(&number.to_be_bytes());
+                    publisher.send_keyed(number % keys, &payload[..])?;
+                    number += 1;
+                }
+                sent.store(number, SeqCst);
+            }
+            let (stats, mib) = (publisher.stats(), resident_mib());
+            let (log, keyed) = (stats.log_bytes as f64 / MIB, stats.keyed_bytes as f64 / MIB);
+            let (seconds, delivered) = (began.elapsed().as_secs_f64(), stats.messages_delivered);
+            println!("{seconds:>8.1} {number:>12} {delivered:>12} {mib:>8.1} {log:>10.1} {keyed:>10.1}");
+            if mib > *first_mib.get_or_insert(mib) + GROWTH_MIB {
+                done.store(true, SeqCst);
+                return Err(format!("memory grows: {mib:.1} MiB").into());
+            }
+        }
+        done.store(true, SeqCst);
+        Ok(reader.join().map_err(|_| "the subscriber's thread has panicked")??)
+    })?;
+    let sent = sent.load(SeqCst);
+    if newest.iter().any(|number| *number < sent - keys) {
+        return Err("some key's newest quote has not arrived".into());
+    }
+    let stats = publisher.stats();
+    println!(
+        "the newest of each of {keys} keys arrived; {} of {sent} messages were sent to it",
+        stats.messages_delivered
+    );
+    Ok(())
+}
+
 fn option(name: &str, default: f64) -> f64 {
     let mut arguments = std::env::args().skip_while(|argument| argument != name).skip(1);
     arguments.next().and_then(|value| value.parse().ok()).unwrap_or(default)
@@ -151,6 +229,10 @@ fn option(name: &str, default: f64) -> f64 {
 fn main() -> Result<(), Box<dyn Error>> {
     let healthy = option("--healthy", 99.0) as usize;
     let seconds = Duration::from_secs_f64(option("--seconds", 1.0));
+    let keys = option("--keys", 0.0) as u64;
+    if keys > 0 {
+        return quotes(keys, seconds);
+    }
     // Whoever reads is waited for, for long: one thread drives all of them, and has few cores here, perhaps.
     let patient = SlowPolicy::Block { max_wait: PATIENCE / 2 };
     let socket = Socket::builder().slow_policy(patient).build_blocking()?;
