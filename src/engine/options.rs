@@ -166,6 +166,10 @@ pub enum EngineError {
 impl fmt::Display for EngineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // ENFILE and EMFILE, which are the same numbers on all systems that have them.
+            Self::Backend(error) if cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24)) => {
+                write!(f, "the I/O backend does not work: {error}; raise the limit of descriptors (ulimit -n)")
+            }
             Self::Backend(error) => write!(f, "the I/O backend does not work: {error}"),
             Self::Thread(error) => {
                 write!(f, "a reactor thread cannot be started: {error}; look at the limits of processes and memory")

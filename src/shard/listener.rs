@@ -16,6 +16,8 @@ use crate::shard::tally::add;
 
 /// How long a listener rests after the system refused to accept.
 const REST_NS: u64 = 100_000_000;
+/// That it cannot accept is logged at most so often.
+const LOG_NS: u64 = 10_000_000_000;
 /// A process that has just ended with a ring gives its addresses back a little later than its descriptors (up to 50 ms were
 /// measured): an address in use is tried for this long before that is the answer.
 const IN_USE_NS: u64 = 300_000_000;
@@ -32,6 +34,8 @@ pub(super) struct Listener {
     bound: Option<Address>,
     /// The name that this was found under, if it was.
     name: Option<Target>,
+    /// From when on it is logged again that it cannot accept.
+    log_ns: u64,
     state: State,
 }
 
@@ -113,8 +117,16 @@ impl Shard {
         let generation = self.generation();
         let config = &self.socket(id)?.shared.config;
         let accepts = Accepts::new(config.accepts_per_second, config.accepts_burst);
-        let listener =
-            Listener { generation, socket: id, accepts, own: Own::default(), bound: None, name: None, state };
+        let listener = Listener {
+            generation,
+            socket: id,
+            accepts,
+            own: Own::default(),
+            bound: None,
+            name: None,
+            log_ns: 0,
+            state,
+        };
         let slot = self.listeners.insert(listener) as u32;
         Some(EndKey { slot, generation })
     }
@@ -234,7 +246,8 @@ impl Shard {
         let Some(listener) = self.listener(key) else { return };
         match listener.state {
             State::Accepting(handle) => {
-                if !is_cancelled(&error) {
+                if !is_cancelled(&error) && listener.log_ns <= now_ns {
+                    listener.log_ns = now_ns + LOG_NS;
                     tracing::warn!(%error, "cannot accept; if the process is out of descriptors raise its limit (ulimit -n)");
                 }
                 listener.state = State::Resting(handle);
