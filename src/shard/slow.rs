@@ -29,6 +29,10 @@ const TELL_NS: u64 = 100_000_000;
 /// A link is told as slow at most so often.
 const TELL_SLOW_NS: u64 = 1_000_000_000;
 
+/// Who is in the way of publishers and gets on has to get on by [`PACE_BYTES`] in so many times as long as who does not get on at all
+/// has: else one that takes a little now and then would hold them for ever.
+const PACE_WAITS: u64 = 4;
+const PACE_BYTES: u64 = 64 * 1024;
 /// Links in the way of publishers are looked at so many times within what the most impatient policy allows.
 const STALL_LOOKS: u64 = 4;
 
@@ -49,6 +53,8 @@ pub(super) struct Progress {
     unacknowledged: Option<u64>,
     /// When they were found to have changed.
     since_ns: u64,
+    /// Where the link was, and when, at the last look that found it farther by [`PACE_BYTES`], or newly in the way.
+    pace: (u64, u64),
 }
 
 /// What there is to know of a link that is slow.
@@ -404,6 +410,7 @@ impl Shard {
         let Some(socket) = self.socket(id) else { return };
         // What this turn is late by is not the peers' fault.
         let at_ns = std::mem::take(&mut socket.stall_due_ns).min(now_ns);
+        let late_ns = now_ns - at_ns;
         self.press(id);
         let Some(socket) = self.socket(id) else { return };
         let (waiting, since_ns) = (socket.waiting, socket.waiting_since_ns);
@@ -415,9 +422,21 @@ impl Shard {
                 Waiting::ForRoom(end) => link.cursor.frame() <= end,
             };
             let Some(max_ns) = link.flow.max_wait_ns().filter(|_| in_the_way) else { continue };
+            // The wait that this look belongs to.
+            let wait_ns =
+                link.slow.as_ref().filter(|slow| slow.gates).map_or(since_ns, |slow| slow.since_ns.max(since_ns));
+            let (position, pace) = (link.cursor.position(), &mut link.progress.pace);
+            pace.1 += late_ns;
+            if pace.1 < wait_ns || position >= pace.0 + PACE_BYTES {
+                *pace = (position, now_ns);
+            }
+            if at_ns.saturating_sub(pace.1) >= max_ns.saturating_mul(PACE_WAITS) {
+                self.die(key, DisconnectReason::Stalled);
+                continue;
+            }
             let unacknowledged = self.backend.unacknowledged(link.conn);
             if link.progress.unacknowledged != unacknowledged {
-                link.progress = Progress { unacknowledged, since_ns: now_ns };
+                (link.progress.unacknowledged, link.progress.since_ns) = (unacknowledged, now_ns);
             }
             let began_ns = link.sending.as_ref().map_or(0, |sending| sending.since_ns);
             let since_ns = since_ns.max(link.progress.since_ns).max(began_ns);

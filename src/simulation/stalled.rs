@@ -188,12 +188,12 @@ fn each(test: impl Fn(bool)) {
     test(true);
 }
 
-/// Takes 4 KiB every 0.8 s: a send of 256 KiB takes it nearly a minute, and it holds the publisher all the time.
+/// Takes 16 KiB every 0.1 s: a send of 256 KiB takes it longer than the publisher waits for who does not get on.
 #[test]
 fn who_gets_on_is_never_called_stalled() {
     for limit in [LagLimit::default(), LagLimit { bytes: Some(64 << 10), ..LagLimit::default() }] {
         each(|ring| {
-            let mut world = World::new(ring, limit, &[(4 << 10, 800), (64 << 10, 1)]);
+            let mut world = World::new(ring, limit, &[(16 << 10, 100), (64 << 10, 1)]);
             world.pass(20_000);
             assert!(world.socket.stats().send_waits > 0 && world.sending.is_some(), "the publisher waits");
             assert_eq!(world.gone(), [], "ring: {ring}, {limit:?}");
@@ -202,9 +202,28 @@ fn who_gets_on_is_never_called_stalled() {
             let stopped_ms = world.ms;
             let (ms, who) = world.until_gone(5_000).expect("it holds the publisher");
             assert_eq!(who, Identity::from([1; 16]));
-            let since_ms = ms + (stopped_ms - stopped_ms / 800 * 800);
+            let since_ms = ms + (stopped_ms - stopped_ms / 100 * 100);
             assert!((MAX_MS..=MAX_MS * 5 / 2).contains(&since_ms), "after {since_ms} ms");
             world.pass(3_000);
+            assert_eq!(world.gone(), [], "the other one is free");
+        });
+    }
+}
+
+/// Takes 4 KiB every 0.8 s: enough to be alive, and too little for a publisher to go at its pace.
+#[test]
+fn who_creeps_goes_after_four_times_as_long() {
+    for limit in [LagLimit::default(), LagLimit { bytes: Some(64 << 10), ..LagLimit::default() }] {
+        each(|ring| {
+            let mut world = World::new(ring, limit, &[(4 << 10, 800), (64 << 10, 1)]);
+            let waits_from_ms = world.ms;
+            let (ms, who) = world.until_gone(20_000).expect("it holds the publisher");
+            assert_eq!(who, Identity::from([1; 16]));
+            assert!(
+                (4 * MAX_MS..=6 * MAX_MS).contains(&ms),
+                "after {ms} ms from {waits_from_ms}, ring: {ring}, {limit:?}"
+            );
+            world.pass(6_000);
             assert_eq!(world.gone(), [], "the other one is free");
         });
     }
@@ -228,7 +247,7 @@ fn several_who_are_in_the_way_in_turn_are_each_given_their_time() {
 #[test]
 fn what_the_reactor_is_late_by_is_not_charged_to_the_peers() {
     each(|ring| {
-        let mut world = World::new(ring, LagLimit::default(), &[(4 << 10, 100), (64 << 10, 1)]);
+        let mut world = World::new(ring, LagLimit::default(), &[(16 << 10, 100), (64 << 10, 1)]);
         for _ in 0..5 {
             world.pass(2_000);
             assert!(world.sending.is_some(), "the publisher waits");
