@@ -60,7 +60,7 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let mut before: Option<(Instant, Look)> = None;
     let on_terminal = io::stdout().is_terminal();
     let (interrupted, end) = channel();
-    on_interrupt(move || drop(interrupted.send(())))?;
+    on_interrupt(move || _ = interrupted.send(()))?;
     loop {
         let look = match fetch(&options.at) {
             Ok(text) => Some(parse(&text)),
