@@ -33,6 +33,8 @@ faults! {
     Reset,
     /// A reset also destroys what had arrived and was not read.
     ResetDestroysUnread,
+    /// All connections of a process are reset at once: its host got another address, or a firewall forgot them.
+    HostReset,
     /// A connection's bytes vanish in both directions for good, and nobody is told.
     HalfOpen,
     /// A middlebox ends a connection in good order, between any two bytes.

@@ -64,6 +64,8 @@ struct Uring<R: Ring> {
     queue: VecDeque<Queued>,
     /// Receives that wait for a slab, by key and serial, in the order in which they ran out.
     hungry: VecDeque<(usize, u32)>,
+    /// It is being dropped: nothing is received any more.
+    is_draining: bool,
     /// Completions for the shard, not yet delivered.
     ready: VecDeque<Completion>,
     /// Entries of `conns` to be forgotten when `ready` has been delivered: closed, all operations ended.
@@ -115,6 +117,7 @@ impl<R: Ring> Uring<R> {
             tokens: TokenMap::default(),
             queue: VecDeque::from([Queued::Bell]),
             hungry: VecDeque::new(),
+            is_draining: false,
             ready: VecDeque::new(),
             dead: Vec::new(),
             spare_sends: Vec::new(),

@@ -66,7 +66,7 @@ impl<R: Ring> Uring<R> {
 
     /// Keeps the buffer ring stocked.
     pub(super) fn refill(&mut self) {
-        while self.slabs_in_ring < self.ring.slabs_wanted() {
+        while !self.is_draining && self.slabs_in_ring < self.ring.slabs_wanted() {
             let Some(slab) = self.pool.take() else { return };
             self.ring.provide(slab, self.pool.memory(slab), self.pool.slab_bytes());
             self.slabs_in_ring += 1;
@@ -103,6 +103,7 @@ impl<R: Ring> Uring<R> {
 
     /// Cancels everything and waits until the kernel has let go of all memory; false when it has not.
     fn drain(&mut self) -> bool {
+        self.is_draining = true;
         let keys: Vec<usize> = self.ops.iter().map(|(key, _)| key).collect();
         for key in keys {
             self.cancel_op(key);

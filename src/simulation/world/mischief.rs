@@ -40,6 +40,11 @@ impl World {
         if one != other && strikes(self, Fault::PartitionOneWay, 4) {
             self.common.network.borrow_mut().cut(host, remote, until_ns);
         }
+        if strikes(self, Fault::HostReset, 4) {
+            for shard in &self.nodes[one].shards {
+                self.common.network.borrow_mut().reset_all(shard.seat);
+            }
+        }
         self.let_in_hostile();
         self.let_in_stock();
         let runs = self.nodes[one].returns_ns.is_none();

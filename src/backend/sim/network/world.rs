@@ -93,6 +93,15 @@ impl Network {
         }
     }
 
+    /// All connections of a driver are reset.
+    pub(crate) fn reset_all(&mut self, seat: BackendId) {
+        for at in 0..self.things.len() {
+            if matches!(&self.things[at], Thing::End(end) if end.seat == seat && !end.closed && end.twin.is_some()) {
+                self.reset_both(Id(at as u32));
+            }
+        }
+    }
+
     /// A process ends without a word: its peers get resets, or (a power loss) nothing until the host is up again.
     pub(crate) fn kill(&mut self, seat: BackendId, power_loss: bool) {
         self.note("kill", seat.0 as u64, u64::from(power_loss));
