@@ -39,6 +39,7 @@ struct Case {
     proxy: Proxy,
     delivery: DeliveryGuarantee,
     cut: bool,
+    begun: Instant,
     name: String,
 }
 
@@ -54,7 +55,8 @@ impl Case {
         let ours = Socket::builder()
             .send_mode(mode)
             .delivery_guarantee(delivery)
-            .resend(Duration::from_secs(1), 20)
+            // Without a cut nothing is lost, and a busy machine is no reason to send anything twice.
+            .resend(Duration::from_secs(if cut { 1 } else { 30 }), 20)
             .reconnect_delay(Duration::from_millis(20), Duration::from_millis(200))
             .engine(&engine)
             .build_blocking()
@@ -73,7 +75,7 @@ impl Case {
         }
         ours.wait_for_peers(1, PATIENCE).expect("a peer in time");
         let name = format!("{backend:?} {mode} {delivery}, ours binds: {ours_binds}, cut: {cut}");
-        Some(Case { ours, stock, proxy, delivery, cut, name })
+        Some(Case { ours, stock, proxy, delivery, cut, begun: Instant::now(), name })
     }
 
     fn cut_and_wait(&self) {
@@ -109,7 +111,12 @@ impl Case {
         assert_eq!(self.proxy.cuts() > 0, self.cut, "{name}: the proxy has cut {}", self.proxy.cuts());
         assert!(different.is_subset(&wanted), "{name}: invented or altered");
         if !self.cut {
-            assert!(got == texts, "{name}: {} of {} came, or in another order", got.len(), texts.len());
+            let mut seen = BTreeSet::new();
+            let first: Vec<_> = got.iter().filter(|text| seen.insert(*text)).collect();
+            assert!(first.iter().eq(&texts.iter().collect::<Vec<_>>()), "{name}: lost {lost}, or in another order");
+            // On a machine that is too busy the stock peer loses patience, and what it sends again is a message like any other.
+            let may_double = self.delivery == AtLeastOnce && self.begun.elapsed() > STOCK_RESEND;
+            assert!(doubled == 0 || may_double, "{name}: doubled {doubled}");
         } else if self.delivery == AtLeastOnce {
             assert_eq!(lost, 0, "{name}: lost");
         } else {
