@@ -208,7 +208,7 @@ def lines(chart, axis):
     parts += [text(left - 8, up(tick) + 4, short(tick), "end", 'fill="#555"') for tick in up.ticks()]
     for x in xs:
         parts += [line(across(x), top, across(x), top + plot_height, "#f0f0f0"),
-                  text(across(x), top + plot_height + 16, f"{x:g}", "middle", 'fill="#555"')]
+                  text(across(x), top + plot_height + 16, f"{x:.10g}", "middle", 'fill="#555"')]
     for number, (row, points) in enumerate(chart.rows.items()):
         colour = COLOURS[number % len(COLOURS)]
         dash = 'stroke-dasharray="5 3"' if number >= len(COLOURS) else ""
