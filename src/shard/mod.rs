@@ -32,6 +32,7 @@ mod mail;
 mod marks;
 mod outbound;
 mod outlet;
+mod peers;
 mod policy;
 mod receive;
 mod retain;

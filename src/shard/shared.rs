@@ -5,10 +5,9 @@
 //! [`SocketShared::take_dirty`] before it reads the tail. Both swap the same mark, one after the other: either the shard's swap comes
 //! later, and it sees the message, or the sender's does, and finds the socket not marked, and marks it.
 
-use std::collections::VecDeque;
 use std::collections::hash_map::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
@@ -26,9 +25,10 @@ use crate::shard::inbound::Inbound;
 use crate::shard::late::Ages;
 use crate::shard::logs::LogLimit;
 use crate::shard::outlet::LastValues;
+use crate::shard::peers::Peers;
 use crate::shard::policy::Own;
-use crate::shard::stats::{Lag, PeerStats, Stats};
-use crate::shard::tally::{Account, Counters, ShardCounters};
+use crate::shard::stats::{PeerStats, Stats};
+use crate::shard::tally::{Counters, ShardCounters};
 
 /// Number of a socket within its engine; given again after the socket is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -557,126 +557,6 @@ const RECEIVE_ENTRIES: usize = 512;
 
 /// Peers with something of their own, at most.
 const OWNS_MAX: usize = 16_384;
-
-/// Peers that are gone and still known, at most: a message by identity to them is told from one to nobody.
-const GONE_MAX: usize = 16_384;
-
-/// The peers that are connected now, and those that were.
-#[derive(Default)]
-pub(crate) struct Peers {
-    directory: Mutex<Directory>,
-    count: AtomicUsize,
-    /// Notified when a peer comes or goes, and when the socket ends.
-    pub(crate) changed: Waiters,
-}
-
-#[derive(Default)]
-struct Directory {
-    peers: HashMap<Identity, Peer, IdHash>,
-    connected: usize,
-    /// Those that went, oldest first; some may be back.
-    gone: VecDeque<Identity>,
-}
-
-#[derive(Default)]
-struct Peer {
-    /// Its counters, while it is connected.
-    account: Option<Arc<Account>>,
-    /// How often it has connected.
-    connects: u64,
-    /// Bytes sent to it by identity that have not gone out.
-    queued: Arc<AtomicUsize>,
-}
-
-/// What a sender by identity has to know of a peer.
-pub(crate) struct Addressee {
-    pub(crate) connected: bool,
-    pub(crate) queued: Arc<AtomicUsize>,
-}
-
-impl Peers {
-    fn lock(&self) -> MutexGuard<'_, Directory> {
-        // A map stays whole whatever panicked beside it.
-        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A peer is connected; answers with its counters, and with how many bytes sent to it by identity wait. `open` makes the counters
-    /// of one that was connected so often before.
-    pub(crate) fn insert(
-        &self,
-        identity: Identity,
-        open: impl FnOnce(u64) -> Account,
-    ) -> (Arc<Account>, Arc<AtomicUsize>) {
-        let mut directory = self.lock();
-        let peer = directory.peers.entry(identity).or_default();
-        let account = Arc::new(open(peer.connects));
-        peer.connects += 1;
-        peer.account = Some(account.clone());
-        let queued = peer.queued.clone();
-        directory.connected += 1;
-        self.count.store(directory.connected, Ordering::Release);
-        drop(directory);
-        self.changed.notify(usize::MAX);
-        (account, queued)
-    }
-
-    pub(crate) fn remove(&self, identity: &Identity) {
-        let mut directory = self.lock();
-        if directory.peers.get_mut(identity).and_then(|peer| peer.account.take()).is_some() {
-            directory.connected -= 1;
-            directory.gone.push_back(*identity);
-        }
-        while directory.gone.len() > GONE_MAX {
-            if let Some(oldest) = directory.gone.pop_front()
-                && directory.peers.get(&oldest).is_some_and(|peer| peer.account.is_none())
-            {
-                directory.peers.remove(&oldest);
-            }
-        }
-        self.count.store(directory.connected, Ordering::Release);
-        drop(directory);
-        self.changed.notify(usize::MAX);
-    }
-
-    /// What is known of a peer; `None` if it was never seen.
-    pub(crate) fn find(&self, identity: &Identity) -> Option<Addressee> {
-        let directory = self.lock();
-        let peer = directory.peers.get(identity)?;
-        Some(Addressee { connected: peer.account.is_some(), queued: peer.queued.clone() })
-    }
-
-    /// Bytes by identity to this peer have gone out, or never will.
-    pub(crate) fn sent_to(&self, identity: &Identity, bytes: usize) {
-        if let Some(peer) = self.lock().peers.get(identity) {
-            peer.queued.fetch_sub(bytes, Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn count(&self) -> usize {
-        self.count.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn identities(&self) -> Vec<Identity> {
-        self.lock().peers.iter().filter(|(_, peer)| peer.account.is_some()).map(|(identity, _)| *identity).collect()
-    }
-
-    fn accounts(&self) -> Vec<Arc<Account>> {
-        self.lock().peers.values().filter_map(|peer| peer.account.clone()).collect()
-    }
-
-    fn account(&self, identity: &Identity) -> Option<Arc<Account>> {
-        self.lock().peers.get(identity)?.account.clone()
-    }
-
-    /// The largest lag of all peers, and how much larger it is than the smallest.
-    fn lag_and_skew(&self, tail: log::Cursor, now_ns: u64) -> (Lag, Lag) {
-        let directory = self.lock();
-        let mut lags = directory.peers.values().filter_map(|peer| Some(peer.account.as_ref()?.lag(tail, now_ns)));
-        let Some(first) = lags.next() else { return (Lag::default(), Lag::default()) };
-        let (most, least) = lags.fold((first, first), |(most, least), lag| (most.max(lag), least.min(lag)));
-        (most, most.beyond(least))
-    }
-}
 
 /// Puts an event in the queue and in the log.
 pub(crate) fn report(shared: &SocketShared, event: Event) {
