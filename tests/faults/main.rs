@@ -45,6 +45,8 @@ mod stopped;
 mod storm;
 mod toxics;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use aiomsg_uring::{Backend, DeliveryGuarantee, Engine, SendMode, Socket, SocketBuilder, blocking};
@@ -58,6 +60,20 @@ pub(crate) fn run(name: &'static str, backend: Backend, test: fn(Backend)) {
     if common::is_available(backend) {
         common::watched_for(name, Duration::from_secs(150) * scale() as u32, move || test(backend));
     }
+}
+
+/// Does all cases, so many at once.
+pub(crate) fn at_once<T: Sync>(threads: usize, cases: &[T], each: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    each(case);
+                }
+            });
+        }
+    });
 }
 
 pub(crate) fn engine(backend: Backend) -> Engine {

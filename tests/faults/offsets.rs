@@ -1,14 +1,11 @@
 //! An end of the connection at every byte of HELLO + DATA_REQ one way and of HELLO + ACK the other way, in each of three
 //! manners, whichever end dials: the message arrives, once, and is acknowledged.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-
 use aiomsg_uring::{Backend, Engine};
 
 use crate::chaos::{Chaos, End, Toxic};
 use crate::common::{PATIENCE, eventually_within, number, say_loudly};
-use crate::{engine, hasty, value_of};
+use crate::{at_once, engine, hasty, value_of};
 
 on_both!([a_fault_at_every_byte]);
 
@@ -37,16 +34,7 @@ fn a_fault_at_every_byte(backend: Backend) {
         }
     }
     let engine = engine(backend);
-    let next = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    survive(&engine, *case);
-                }
-            });
-        }
-    });
+    at_once(AT_ONCE, &cases, |case| survive(&engine, *case));
     say_loudly(&format!("{} faults at every byte on {backend:?}: lost 0", cases.len()));
 }
 

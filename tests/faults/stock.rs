@@ -3,8 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use aiomsg_uring::DeliveryGuarantee::AtLeastOnce;
@@ -14,7 +12,7 @@ use serde_json::json;
 
 use crate::chaos::{Chaos, End, Toxic};
 use crate::common::{PythonPeer, eventually_within, free_port, python, say_loudly};
-use crate::engine;
+use crate::{at_once, engine};
 
 on_both!([resets_at_a_byte]);
 
@@ -43,16 +41,7 @@ fn resets_at_a_byte(backend: Backend) {
     let cases: Vec<Case> =
         ways.into_iter().flat_map(|(ours_binds, of_ours)| PLACES.map(|at| Case { ours_binds, of_ours, at })).collect();
     let engine = engine(backend);
-    let next = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    survive(&engine, *case);
-                }
-            });
-        }
-    });
+    at_once(AT_ONCE, &cases, |case| survive(&engine, *case));
     say_loudly(&format!("{} resets of links with the stock peer on {backend:?}: lost 0", cases.len()));
 }
 
