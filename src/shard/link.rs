@@ -127,6 +127,8 @@ pub(super) struct Link {
     /// Anything after HELLO was received: the peer has accepted us.
     pub(super) heard: bool,
     pub(super) sending: Option<InFlight>,
+    /// Why it can send no more: the peer has closed. What it had sent before is still read; the next heartbeat would be the end.
+    pub(super) mute: Option<std::io::Error>,
     /// Finished control frames, for the next frame boundary.
     pub(super) control: BytesMut,
     /// PUBLISH: how far this link is in the socket's log.
@@ -188,6 +190,7 @@ impl Link {
             liveness,
             heard: false,
             sending: None,
+            mute: None,
             control: BytesMut::new(),
             cursor: Cursor::default(),
             kept: None,
@@ -479,6 +482,9 @@ impl Shard {
             let Some(due) = link.liveness.poll(now_ns) else { break };
             match due {
                 Due::Heartbeat => {
+                    if let Some(error) = link.mute.take() {
+                        return self.failed(key, &error);
+                    }
                     // One that waits already says the same.
                     if link.control.is_empty() && link.sending.is_none() && !planted(Bug::NoHeartbeat) {
                         link.control.extend_from_slice(&protocol::HEARTBEAT);

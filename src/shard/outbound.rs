@@ -3,9 +3,11 @@
 //! flight per link; what is appended meanwhile goes with the next one, so that batches form by themselves under load, and after
 //! idleness the first message goes at once.
 
+use std::io::ErrorKind;
+
 use bytes::Bytes;
 
-use super::link::{InFlight, Source, State};
+use super::link::{InFlight, Reading, Source, State};
 use super::retain::KEPT_RANGE_BYTES_MAX;
 use super::slow::Waiting;
 use super::{DeliveryGuarantee, DisconnectReason, LinkKey, Op, Shard, SocketId, token};
@@ -93,7 +95,7 @@ impl Shard {
         if link.lane.is_some() {
             link.count_lane(socket.counters());
         }
-        if link.sending.is_some() || !link.is_live() {
+        if link.sending.is_some() || link.mute.is_some() || !link.is_live() {
             return;
         }
         if link.detour.is_some() && link.kept.is_none() {
@@ -264,7 +266,13 @@ impl Shard {
             _ => {}
         }
         if let Some(error) = error {
-            return self.die(key, DisconnectReason::Failed(error.to_string()));
+            // A peer that sent its last and closed: what it sent has come, or comes before the end does.
+            let closed = matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset);
+            if closed && link.is_live() && link.reading != Reading::Idle && !link.paused {
+                link.mute = Some(error);
+                return;
+            }
+            return self.failed(key, &error);
         }
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
         let has_mail = socket.refresh();
@@ -279,6 +287,15 @@ impl Shard {
         }
         self.pump(key);
         self.check_parting(key);
+    }
+
+    /// A peer's last byte has been read.
+    pub(super) fn closed_by_peer(&mut self, key: LinkKey) {
+        let mute = self.link(key).and_then(|link| link.mute.take());
+        match mute.filter(|error| error.kind() == ErrorKind::ConnectionReset) {
+            Some(error) => self.failed(key, &error),
+            None => self.die(key, DisconnectReason::ClosedByPeer),
+        }
     }
 
     /// The failure of a connection, unless it is the end that we asked for.

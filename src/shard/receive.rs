@@ -98,7 +98,7 @@ impl Shard {
         let whole: Option<Bytes> = link.deframer.restore(buffer);
         match result {
             _ if matches!(link.state, State::Dying) => return self.bury(key),
-            Ok(0) => return self.die(key, DisconnectReason::ClosedByPeer),
+            Ok(0) => return self.closed_by_peer(key),
             Err(error) if !backend::is_cancelled(&error) => return self.failed(key, &error),
             Err(_) => {}
             Ok(bytes) => {
@@ -131,7 +131,7 @@ impl Shard {
         link.reading = Reading::Idle;
         match (&link.state, result) {
             (State::Dying, _) => self.bury(key),
-            (State::Live, Ok(())) => self.die(key, DisconnectReason::ClosedByPeer),
+            (State::Live, Ok(())) => self.closed_by_peer(key),
             (State::Live, Err(error)) if backend::is_cancelled(&error) => {
                 if !stopping {
                     tracing::warn!("a receive ended as cancelled though nobody cancelled it: armed again");

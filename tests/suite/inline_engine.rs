@@ -1,12 +1,13 @@
 //! What only inline engines have: one thread that drives and waits for many sockets.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use aiomsg_uring::SendMode::{self, Publish, RoundRobin};
 use aiomsg_uring::inline::{Engine, Socket};
 use aiomsg_uring::{Backend, TryRecvError};
 
-use crate::common::{PATIENCE, RawPeer, number, pattern};
+use crate::common::{PATIENCE, RawPeer, data, number, pattern};
 
 backend_tests!([
     engine_tells_what_it_is,
@@ -21,6 +22,7 @@ backend_tests!([
     recv_gives_up_in_time,
     an_engine_outlives_its_sockets,
     closing_on_one_thread,
+    what_came_before_a_close_is_read,
 ]);
 
 fn engine(backend: Backend) -> Engine {
@@ -225,5 +227,36 @@ fn closing_on_one_thread(backend: Backend) {
     assert_eq!(one.close().undelivered, 0);
     for value in 0..1_000 {
         assert_eq!(other.recv(Some(PATIENCE)).expect("received"), &number(value)[..]);
+    }
+}
+
+/// A send finds out that the peer has gone before the engine has read what the peer had sent.
+fn what_came_before_a_close_is_read(backend: Backend) {
+    const COUNT: u64 = 1_000;
+    for reset in [false, true] {
+        let engine = engine(backend);
+        let socket = socket(&engine, Publish);
+        let address = socket.bind("127.0.0.1:0").expect("bound");
+        let peer = thread::spawn(move || RawPeer::connected(&address, 1));
+        socket.wait_for_peers(1, PATIENCE).expect("a peer");
+        let mut peer = peer.join().expect("a peer");
+        (0..COUNT).for_each(|value| peer.send(&data(&number(value))));
+        // All of it has arrived in the kernel before the end does.
+        thread::sleep(Duration::from_millis(50));
+        if reset {
+            peer.reset()
+        } else {
+            peer.close()
+        }
+        // The first is answered by a reset, if there was none before; the second fails.
+        for _ in 0..2 {
+            socket.send(b"too late").expect("sent");
+            socket.flush().ok();
+            thread::sleep(Duration::from_millis(10));
+        }
+        for value in 0..COUNT {
+            let received = socket.recv(Some(PATIENCE));
+            assert_eq!(received.as_deref().ok(), Some(&number(value)[..]), "{value}, reset: {reset}");
+        }
     }
 }

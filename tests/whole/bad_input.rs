@@ -426,7 +426,14 @@ fn child() {
             thread::sleep(Duration::from_millis(300));
             drop(taken);
             eventually("those are gone", || server.peers().len() == 1);
-            let mut next = RawPeer::connected(address, 1);
+            // The listener may still take what had waited in the kernel, and with it what was just free.
+            let mut stream = None;
+            eventually("there are some again", || {
+                stream = std::net::TcpStream::connect(socket_addr(address)).ok();
+                stream.is_some()
+            });
+            let mut next = RawPeer::from_stream(stream.expect("a connection"));
+            next.shake_hands(1);
             next.send(&data(b"served again"));
             assert_eq!(next.read_data(), b"served again");
             next.close();
