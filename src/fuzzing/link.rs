@@ -14,8 +14,8 @@ use super::next;
 use crate::backend::sim::{BackendId, Dice, Faults, Host, Id, Network, SharedNetwork, SimBackend, Weather, open_ring};
 use crate::backend::{Backend, PoolOptions};
 use crate::engine::Engine;
-use crate::protocol::frame::{self, MsgId};
-use crate::protocol::{HEARTBEAT, Identity, data_head, data_req_head};
+use crate::protocol::frame::{self, MsgId, frame_len};
+use crate::protocol::{HEARTBEAT, Identity, data_head, data_req_head, payload_of};
 use crate::shard::{AckMode, DeliveryGuarantee, MIB, Port, SendMode, Shard};
 use crate::socket::{Received, Socket};
 
@@ -31,6 +31,7 @@ const STEPS_MAX: usize = 200;
 const TURNS_MAX: usize = 10_000;
 const HEARTBEAT_NS: u64 = 4_000 * MS;
 const GOOD: u8 = 200;
+const ANSWER: &[u8] = b"I am, and so are you";
 
 struct World {
     network: SharedNetwork,
@@ -41,8 +42,10 @@ struct World {
     peers: BackendId,
     asleep: bool,
     good: Option<Id>,
-    /// What the good peer has received.
-    answers: Vec<u8>,
+    /// What the good peer has received of a frame.
+    arriving: Vec<u8>,
+    /// It has received [`ANSWER`].
+    is_answered: bool,
     /// When it says next that it lives.
     beats_ns: u64,
 }
@@ -119,11 +122,10 @@ pub(super) fn link(data: &[u8]) {
         world.pass(10 * MS);
     }
     assert!(asked, "the good peer is not heard");
-    world.answers.clear();
-    socket.try_send_to(Identity::from([GOOD; 16]), &b"I am, and so are you"[..]).expect("there is room for one more");
+    socket.try_send_to(Identity::from([GOOD; 16]), ANSWER).expect("there is room for one more");
     for _ in 0..1_000 {
         world.pass(10 * MS);
-        if world.answers.windows(20).any(|bytes| bytes == b"I am, and so are you") {
+        if world.is_answered {
             return;
         }
     }
@@ -170,7 +172,8 @@ impl World {
                 peers,
                 asleep: false,
                 good: None,
-                answers: Vec::new(),
+                arriving: Vec::new(),
+                is_answered: false,
                 beats_ns: u64::MAX,
             },
             socket,
@@ -202,7 +205,15 @@ impl World {
         // Bounded: what has arrived.
         while let Ok(count @ 1..) = self.network.borrow_mut().read(id, &mut bytes) {
             if link == self.good {
-                self.answers.extend_from_slice(&bytes[..count]);
+                self.arriving.extend_from_slice(&bytes[..count]);
+            }
+        }
+        // It acknowledges whatever it is asked to.
+        while let Some(whole) = frame_len(&self.arriving).filter(|&whole| whole <= self.arriving.len()) {
+            let frame: Vec<u8> = self.arriving.drain(..whole).collect();
+            if let Some((msg_id, payload)) = payload_of(&frame) {
+                self.is_answered |= &frame[payload] == ANSWER;
+                msg_id.into_iter().for_each(|id| self.write(self.good, &frame::ack(id)));
             }
         }
     }
