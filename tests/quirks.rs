@@ -236,7 +236,7 @@ fn row_08_two_ends_that_both_write_first(backend: Backend) {
     // Our application does not receive until all is sent; the peer writes all of its own before it reads.
     let server = socket(backend, |builder| {
         let builder = builder.receive_bytes_max(256 << 10).send_buffer_bytes(64 << 10).recv_buffer_bytes(64 << 10);
-        builder.heartbeat_interval(Duration::from_millis(100)).receive_timeout(Duration::from_millis(500))
+        builder.heartbeat_interval(Duration::from_millis(100)).receive_timeout(Duration::from_millis(1_200))
     });
     let address = bound(&server);
     let mut peer = RawPeer::dial_narrow(&address, 16 << 10);
@@ -249,7 +249,7 @@ fn row_08_two_ends_that_both_write_first(backend: Backend) {
         });
         (0..COUNT).for_each(|index| server.send(pattern(20_000 + index)).expect("sent"));
         // Far longer than the timeout, in which this end does not read: that is no silence.
-        thread::sleep(Duration::from_millis(1_500));
+        thread::sleep(Duration::from_millis(3_000));
         assert_eq!(server.stats().disconnects, 0, "the peer was taken for dead");
         for index in 0..COUNT {
             assert!(recv(&server) == pattern(20_000 + index), "message {index} came altered");
@@ -328,14 +328,14 @@ fn row_12_any_order_across_a_reconnection(backend: Backend) {
 
 fn row_13_a_frame_that_takes_longer_than_the_timeout(backend: Backend) {
     let server = socket(backend, |builder| {
-        builder.heartbeat_interval(Duration::from_millis(100)).receive_timeout(Duration::from_millis(500))
+        builder.heartbeat_interval(Duration::from_millis(100)).receive_timeout(Duration::from_millis(1_200))
     });
     let address = bound(&server);
     for length in [1_000, 300_000] {
         let mut peer = RawPeer::connected(&address, 1);
         let message = data(&pattern(length));
-        // 2 s for one frame, never silent for as long as the timeout: here bytes count as life.
-        for piece in message.chunks(message.len().div_ceil(20)) {
+        // 3 s for one frame, never silent for as long as the timeout: here bytes count as life.
+        for piece in message.chunks(message.len().div_ceil(30)) {
             peer.send(piece);
             thread::sleep(Duration::from_millis(100));
         }
