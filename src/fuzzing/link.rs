@@ -1,22 +1,18 @@
 //! A peer that sends anything at all, in any order and at any time, to a real socket on a real shard over the simulated network: the
 //! engine neither panics nor spins nor exceeds its bounds, and a good peer beside it is served.
 
-use std::cell::RefCell;
 use std::pin::pin;
-use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use arbitrary::Unstructured;
 
 use super::next;
-use crate::backend::sim::{BackendId, Dice, Faults, Host, Id, Network, SharedNetwork, SimBackend, Weather, open_ring};
-use crate::backend::{Backend, PoolOptions};
-use crate::engine::Engine;
+use crate::backend::sim::{BackendId, Host, Id};
 use crate::protocol::frame::{self, MsgId, frame_len};
 use crate::protocol::{HEARTBEAT, Identity, data_head, data_req_head, payload_of};
-use crate::shard::{AckMode, DeliveryGuarantee, MIB, Port, SendMode, Shard};
+use crate::shard::{AckMode, DeliveryGuarantee, MIB, SendMode};
+use crate::simulation::lone::LoneShard;
 use crate::socket::{Received, Socket};
 
 const MS: u64 = 1_000_000;
@@ -27,20 +23,14 @@ const RECEIVE_SLACK_BYTES: usize = MIB;
 const MESSAGE_BYTES: usize = 50_000;
 const LINKS_MAX: usize = 8;
 const STEPS_MAX: usize = 200;
-/// Turns of the shard in which no time passes.
-const TURNS_MAX: usize = 10_000;
 const HEARTBEAT_NS: u64 = 4_000 * MS;
 const GOOD: u8 = 200;
 const ANSWER: &[u8] = b"I am, and so are you";
 
 struct World {
-    network: SharedNetwork,
-    shard: Shard,
-    port: Arc<Port>,
-    seat: BackendId,
+    lone: LoneShard,
     /// Where the peers are.
     peers: BackendId,
-    asleep: bool,
     good: Option<Id>,
     /// What the good peer has received of a frame.
     arriving: Vec<u8>,
@@ -57,7 +47,7 @@ pub(super) fn link(data: &[u8]) {
     let (mut world, socket) = World::new(kind);
     let to = world.run(socket.bind("0.0.0.0:0"), 100).and_then(|bound| bound.ok()?.socket_addr());
     let Some(to) = to else { panic!("a simulated port is free") };
-    let dial = |world: &World| world.network.borrow_mut().connect(world.peers, to).ok();
+    let dial = |world: &World| world.lone.network.borrow_mut().connect(world.peers, to).ok();
     world.good = dial(&world);
     world.pass(10 * MS);
     world.write(world.good, &frame::hello(&Identity::from([GOOD; 16])));
@@ -87,7 +77,7 @@ pub(super) fn link(data: &[u8]) {
             6 => world.write(links[at], &frame::ack(MsgId([amount; 16]))),
             7 => {
                 let id = std::mem::take(&mut links[at]);
-                id.into_iter().for_each(|id| world.network.borrow_mut().close(id));
+                id.into_iter().for_each(|id| world.lone.network.borrow_mut().close(id));
             }
             8 if links.len() < LINKS_MAX => links.push(dial(&world)),
             8 => links[at] = links[at].or_else(|| dial(&world)),
@@ -97,7 +87,7 @@ pub(super) fn link(data: &[u8]) {
             12 => _ = socket.try_send(&vec![amount; usize::from(pick) * usize::from(amount)][..]),
             13 => _ = socket.try_send_to(Identity::from([pick % 16; 16]), &[amount; 100][..]),
             14 => world.read_away(links[at]),
-            _ => world.turns(),
+            _ => world.lone.turns(),
         }
         world.pass(u64::from(amount % 4) * MS);
         let stats = socket.stats();
@@ -107,7 +97,7 @@ pub(super) fn link(data: &[u8]) {
     }
 
     // The others go, and the good one is served as ever.
-    links.into_iter().flatten().for_each(|id| world.network.borrow_mut().close(id));
+    links.into_iter().flatten().for_each(|id| world.lone.network.borrow_mut().close(id));
     drop(in_hand);
     let question = b"are you there?";
     world.write(world.good, &[&data_head(question.len())[..], question].concat());
@@ -134,22 +124,9 @@ pub(super) fn link(data: &[u8]) {
 
 impl World {
     fn new(kind: u8) -> (World, Socket) {
-        let mut dice = Dice::new(7);
-        let mut faults = Faults::draw(&mut dice);
-        faults.heal();
-        let weather = Weather { latency_ns: (MS / 10, MS), window_bytes: 256 << 10 };
-        let network = Rc::new(RefCell::new(Network::new(7, faults, weather)));
-        let pool = PoolOptions { slab_count: 4 + usize::from(kind) % 5, slab_bytes: 4096 };
-        let made: std::io::Result<(Box<dyn Backend>, _)> = match kind & 1 {
-            0 => open_ring(Rc::clone(&network), Host(0), pool),
-            _ => SimBackend::new(Rc::clone(&network), Host(0), pool).map(|(plain, seat)| (Box::new(plain) as _, seat)),
-        };
-        let (backend, seat) = made.expect("a pool of legal sizes");
-        let port = Arc::new(Port::new(64, 8));
-        let ports: Arc<[Arc<Port>]> = [Arc::clone(&port)].into();
-        let shard = Shard::new(backend, Arc::clone(&ports), 0, 7);
+        let (lone, engine) = LoneShard::new(kind & 1 == 0, 256 << 10, 4 + usize::from(kind) % 5);
         let builder = Socket::builder()
-            .engine(&Engine::over(ports, 8, 7))
+            .engine(&engine)
             .log_bytes_max(LOG_BYTES)
             .message_bytes_max(MESSAGE_BYTES)
             .receive_bytes_max(RECEIVE_BYTES)
@@ -162,22 +139,9 @@ impl World {
             _ => builder.send_mode(SendMode::RoundRobin).delivery_guarantee(DeliveryGuarantee::AtLeastOnce),
         };
         let socket = builder.build().expect("settings that go together");
-        let peers = network.borrow_mut().sit(Host(1));
-        (
-            World {
-                network,
-                shard,
-                port,
-                seat,
-                peers,
-                asleep: false,
-                good: None,
-                arriving: Vec::new(),
-                is_answered: false,
-                beats_ns: u64::MAX,
-            },
-            socket,
-        )
+        let peers = lone.network.borrow_mut().sit(Host(1));
+        let world = World { lone, peers, good: None, arriving: Vec::new(), is_answered: false, beats_ns: u64::MAX };
+        (world, socket)
     }
 
     /// Waits for a call of the application, for so many milliseconds.
@@ -195,7 +159,7 @@ impl World {
     fn write(&self, link: Option<Id>, bytes: &[u8]) {
         if let Some(id) = link {
             // What does not fit, or comes after the end, is not sent.
-            let _ = self.network.borrow_mut().write(id, std::iter::once(bytes));
+            let _ = self.lone.network.borrow_mut().write(id, std::iter::once(bytes));
         }
     }
 
@@ -203,7 +167,7 @@ impl World {
         let Some(id) = link else { return };
         let mut bytes = [0; 4096];
         // Bounded: what has arrived.
-        while let Ok(count @ 1..) = self.network.borrow_mut().read(id, &mut bytes) {
+        while let Ok(count @ 1..) = self.lone.network.borrow_mut().read(id, &mut bytes) {
             if link == self.good {
                 self.arriving.extend_from_slice(&bytes[..count]);
             }
@@ -220,45 +184,23 @@ impl World {
 
     /// Lets virtual time pass. The good peer reads, and says now and then that it lives.
     fn pass(&mut self, for_ns: u64) {
-        let until_ns = self.network.borrow().now_ns() + for_ns;
+        let until_ns = self.lone.network.borrow().now_ns() + for_ns;
         loop {
-            self.turns();
+            self.lone.turns();
             self.read_away(self.good);
-            if self.network.borrow().now_ns() >= self.beats_ns {
+            if self.lone.network.borrow().now_ns() >= self.beats_ns {
                 self.write(self.good, &HEARTBEAT);
-                self.beats_ns = self.network.borrow().now_ns() + HEARTBEAT_NS;
+                self.beats_ns = self.lone.network.borrow().now_ns() + HEARTBEAT_NS;
             }
-            let mut network = self.network.borrow_mut();
+            let waits_until_ns = self.lone.waits_until_ns();
+            let mut network = self.lone.network.borrow_mut();
             let now_ns = network.now_ns();
             if now_ns >= until_ns {
                 return;
             }
-            let next_ns = network.next_event_ns().min(network.waiting_until_ns(self.seat)).min(self.beats_ns);
+            let next_ns = network.next_event_ns().min(waits_until_ns).min(self.beats_ns);
             network.close_dropped();
             network.advance(next_ns.clamp(now_ns + 1, until_ns));
         }
-    }
-
-    /// Turns the shard until it has nothing to do.
-    fn turns(&mut self) {
-        for _ in 0..TURNS_MAX {
-            let network = self.network.borrow();
-            let now_ns = network.now_ns();
-            if self.asleep && !network.has_work(self.seat) && network.waiting_until_ns(self.seat) > now_ns {
-                return;
-            }
-            drop(network);
-            if std::mem::take(&mut self.asleep) {
-                self.port.doorbell().awake();
-                self.shard.waited();
-            }
-            self.network.borrow_mut().begin_turn(self.seat);
-            self.shard.turn(true, u64::MAX).expect("a simulated backend does not break");
-            if self.network.borrow().waiting_until_ns(self.seat) > 0 {
-                self.asleep = true;
-                self.port.doorbell().prepare_sleep();
-            }
-        }
-        panic!("the shard spins");
     }
 }

@@ -19,6 +19,8 @@
 mod checks;
 mod hostile;
 mod journal;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod lone;
 mod node;
 mod plan;
 mod report;

@@ -1,18 +1,14 @@
 //! Who is in the way of a publisher under [`SlowPolicy::Block`](crate::SlowPolicy::Block), and for how long, in virtual time: a
 //! publisher that never stops on a real shard, and peers that read as the test says.
 
-use std::cell::RefCell;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::backend::sim::{BackendId, Dice, Faults, Host, Id, Network, SharedNetwork, SimBackend, Weather, open_ring};
-use crate::backend::{Backend, PoolOptions};
-use crate::engine::Engine;
+use super::lone::LoneShard;
+use crate::backend::sim::{Host, Id};
 use crate::protocol::{HEARTBEAT, Identity, frame};
-use crate::shard::{DisconnectReason, Event, LagLimit, MIB, Port, Shard, SlowPolicy};
+use crate::shard::{DisconnectReason, Event, LagLimit, MIB, SlowPolicy};
 use crate::socket::Socket;
 
 const MS: u64 = 1_000_000;
@@ -22,11 +18,7 @@ const MAX_MS: u64 = 1_000;
 const WINDOW_BYTES: usize = 16 << 10;
 
 struct World {
-    network: SharedNetwork,
-    shard: Shard,
-    port: Arc<Port>,
-    seat: BackendId,
-    asleep: bool,
+    lone: LoneShard,
     socket: Socket,
     /// The publisher's `send` that waits.
     sending: Option<Pin<Box<dyn Future<Output = ()>>>>,
@@ -38,42 +30,27 @@ struct World {
 impl World {
     /// A publisher to peers that each read so many bytes every so many milliseconds.
     fn new(ring: bool, limit: LagLimit, habits: &[(usize, u64)]) -> World {
-        let mut faults = Faults::draw(&mut Dice::new(7));
-        faults.heal();
-        let weather = Weather { latency_ns: (MS / 10, MS), window_bytes: WINDOW_BYTES };
-        let network = Rc::new(RefCell::new(Network::new(7, faults, weather)));
-        let pool = PoolOptions { slab_count: 8, slab_bytes: 4096 };
-        let made: std::io::Result<(Box<dyn Backend>, _)> = match ring {
-            true => open_ring(Rc::clone(&network), Host(0), pool),
-            false => {
-                SimBackend::new(Rc::clone(&network), Host(0), pool).map(|(plain, seat)| (Box::new(plain) as _, seat))
-            }
-        };
-        let (backend, seat) = made.expect("a pool of legal sizes");
-        let port = Arc::new(Port::new(64, 8));
-        let ports: Arc<[Arc<Port>]> = [Arc::clone(&port)].into();
-        let shard = Shard::new(backend, Arc::clone(&ports), 0, 7);
+        let (lone, engine) = LoneShard::new(ring, WINDOW_BYTES, 8);
         let socket = Socket::builder()
-            .engine(&Engine::over(ports, 8, 7))
+            .engine(&engine)
             .log_bytes_max(MIB)
             .slow_policy(SlowPolicy::Block { max_wait: Duration::from_millis(MAX_MS) })
             .lag_limit(limit);
         let socket = socket.build().expect("settings that go together");
-        let strangers = network.borrow_mut().sit(Host(1));
-        let mut world =
-            World { network, shard, port, seat, asleep: false, socket, sending: None, peers: Vec::new(), ms: 0 };
+        let strangers = lone.network.borrow_mut().sit(Host(1));
+        let mut world = World { lone, socket, sending: None, peers: Vec::new(), ms: 0 };
         let bound = {
             let socket = world.socket.clone();
             let mut bind = pin!(socket.bind("0.0.0.0:0"));
             loop {
                 match bind.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                     Poll::Ready(bound) => break bound.expect("a free port").socket_addr().expect("an address"),
-                    Poll::Pending => world.turns(),
+                    Poll::Pending => world.lone.turns(),
                 }
             }
         };
         for (at, &(bytes, every_ms)) in habits.iter().enumerate() {
-            let id = world.network.borrow_mut().connect(strangers, bound).expect("a listener");
+            let id = world.lone.network.borrow_mut().connect(strangers, bound).expect("a listener");
             world.pass(5);
             world.write(id, &frame::hello(&Identity::from([at as u8 + 1; 16])));
             world.peers.push((id, bytes, every_ms));
@@ -85,7 +62,7 @@ impl World {
 
     fn write(&self, id: Id, bytes: &[u8]) {
         // Somebody who was disconnected says nothing more.
-        let _ = self.network.borrow_mut().write(id, std::iter::once(bytes));
+        let _ = self.lone.network.borrow_mut().write(id, std::iter::once(bytes));
     }
 
     /// Lets peers do what they do, the publisher send, and time pass.
@@ -102,26 +79,24 @@ impl World {
         for &(id, bytes, every_ms) in &self.peers {
             if self.ms.is_multiple_of(every_ms) {
                 // As much as has arrived.
-                let _ = self.network.borrow_mut().read(id, &mut vec![0; bytes]);
+                let _ = self.lone.network.borrow_mut().read(id, &mut vec![0; bytes]);
             }
             if self.ms.is_multiple_of(2_000) {
                 self.write(id, &HEARTBEAT);
             }
         }
-        let until_ns = self.network.borrow().now_ns() + MS;
+        let until_ns = self.lone.network.borrow().now_ns() + MS;
         loop {
             if runs {
-                self.turns();
+                self.lone.turns();
             }
-            let mut network = self.network.borrow_mut();
+            let waits_until_ns = if runs { self.lone.waits_until_ns() } else { u64::MAX };
+            let mut network = self.lone.network.borrow_mut();
             let now_ns = network.now_ns();
             if now_ns >= until_ns {
                 return;
             }
-            let mut next_ns = network.next_event_ns();
-            if runs {
-                next_ns = next_ns.min(network.waiting_until_ns(self.seat));
-            }
+            let next_ns = network.next_event_ns().min(waits_until_ns);
             network.close_dropped();
             network.advance(next_ns.clamp(now_ns + 1, until_ns));
         }
@@ -136,30 +111,9 @@ impl World {
             });
             match send.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(()) => self.sending = None,
-                Poll::Pending => return self.turns(),
+                Poll::Pending => return self.lone.turns(),
             }
         }
-    }
-
-    fn turns(&mut self) {
-        for _ in 0..10_000 {
-            let network = self.network.borrow();
-            if self.asleep && !network.has_work(self.seat) && network.waiting_until_ns(self.seat) > network.now_ns() {
-                return;
-            }
-            drop(network);
-            if std::mem::take(&mut self.asleep) {
-                self.port.doorbell().awake();
-                self.shard.waited();
-            }
-            self.network.borrow_mut().begin_turn(self.seat);
-            self.shard.turn(true, u64::MAX).expect("a simulated backend does not break");
-            if self.network.borrow().waiting_until_ns(self.seat) > 0 {
-                self.asleep = true;
-                self.port.doorbell().prepare_sleep();
-            }
-        }
-        panic!("the shard spins");
     }
 
     /// Who was disconnected, and why.
