@@ -136,6 +136,8 @@ bugs! {
     CancelForgotten,
     /// An operation has the serial number of its predecessor: late completions are taken for its own.
     SerialReused,
+    /// An inline engine that is driven does not send what was appended.
+    InlineUnsent,
 }
 
 #[cfg(feature = "sabotage")]

@@ -1,11 +1,13 @@
 //! The engine without a thread: one shard that the application's own thread steps. Not `Send`; whoever holds it drives it.
 
 use std::cell::RefCell;
+#[cfg(any(test, feature = "simulation"))]
+use std::cell::RefMut;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::{EngineError, EngineInfo, EngineOptions, OpenError};
-use crate::backend;
+use crate::backend::{self, Backend};
 use crate::protocol::{Identity, Rng};
 use crate::shard::{Command, Outlet, Port, Shard, ShardStats, SocketConfig, SocketId, SocketIds, SocketShared, Turn};
 
@@ -21,18 +23,35 @@ struct Inner {
     ids: Arc<SocketIds>,
     info: EngineInfo,
     spin_ns: u64,
+    /// Where the prefixes of message ids come from.
+    seeds: RefCell<Rng>,
+    /// The backend cannot wait: see [`InlineEngine::over`].
+    #[cfg(any(test, feature = "simulation"))]
+    simulated: bool,
 }
 
 impl InlineEngine {
     pub(super) fn open(options: EngineOptions) -> Result<InlineEngine, EngineError> {
         let selected = backend::open(&options.backend).map_err(EngineError::Backend)?;
-        let ports: Arc<[Arc<Port>]> = Arc::new([Arc::new(Port::new(16, options.sockets_max))]);
         let info = EngineInfo { backend: selected.backend.kind(), reason: selected.reason, shards: 0, inline: true };
         info.log();
-        let seed = Rng::from_system().next_u64();
-        let shard = RefCell::new(Shard::new(selected.backend, ports.clone(), 0, seed));
-        let ids = Arc::new(SocketIds::new(options.sockets_max));
-        Ok(InlineEngine { inner: Rc::new(Inner { shard, ports, ids, info, spin_ns: options.spin_ns }) })
+        let inner = Inner::new(selected.backend, info, options.sockets_max, options.spin_ns, Rng::from_system());
+        Ok(InlineEngine { inner: Rc::new(inner) })
+    }
+
+    /// An engine over a simulated backend. Whoever waits gives up after one turn, as if the backend had broken: the world waits in
+    /// its place, and makes the call again.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn over(backend: Box<dyn Backend>, sockets_max: usize, seed: u64) -> InlineEngine {
+        let info = EngineInfo { backend: backend.kind(), reason: "simulated".to_owned(), shards: 0, inline: true };
+        let inner = Inner::new(backend, info, sockets_max, 0, Rng::new(seed));
+        InlineEngine { inner: Rc::new(Inner { simulated: true, ..inner }) }
+    }
+
+    /// The shard, for the world that it is simulated in.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn shard(&self) -> RefMut<'_, Shard> {
+        self.inner.shard.borrow_mut()
     }
 
     pub(crate) fn info(&self) -> &EngineInfo {
@@ -48,7 +67,7 @@ impl InlineEngine {
         identity: Identity,
         config: SocketConfig,
     ) -> Result<(Arc<SocketShared>, Outlet), OpenError> {
-        let seed = Rng::from_system().next_u64();
+        let seed = self.inner.seeds.borrow_mut().next_u64();
         let (shared, outlet, mut readers) =
             super::open(&self.inner.ids, self.inner.ports.clone(), identity, config, seed)?;
         if let Some((log, mail)) = readers.pop() {
@@ -82,10 +101,31 @@ impl InlineEngine {
         } else {
             spin(&mut shard, deadline_ns, self.inner.spin_ns)
         };
-        result.map_err(|error| {
+        let turn = result.map_err(|error| {
             shard.abandon();
             EngineError::Backend(error)
-        })
+        })?;
+        #[cfg(any(test, feature = "simulation"))]
+        if self.inner.simulated && deadline_ns != 0 {
+            return Err(EngineError::Backend(std::io::ErrorKind::WouldBlock.into()));
+        }
+        Ok(turn)
+    }
+}
+
+impl Inner {
+    fn new(backend: Box<dyn Backend>, info: EngineInfo, sockets_max: usize, spin_ns: u64, mut seeds: Rng) -> Inner {
+        let ports: Arc<[Arc<Port>]> = Arc::new([Arc::new(Port::new(16, sockets_max))]);
+        Inner {
+            shard: RefCell::new(Shard::new(backend, ports.clone(), 0, seeds.next_u64())),
+            ports,
+            ids: Arc::new(SocketIds::new(sockets_max)),
+            info,
+            spin_ns,
+            seeds: RefCell::new(seeds),
+            #[cfg(any(test, feature = "simulation"))]
+            simulated: false,
+        }
     }
 }
 

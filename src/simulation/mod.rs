@@ -4,6 +4,7 @@
 //! ```text
 //!   plan      what a seed means: nodes, sockets, who dials whom, limits, times
 //!   world     the clock, and who runs next: shards, applications, the timeline of faults
+//!   handle    a socket as applications use it, on an engine with threads or on one that they drive
 //!   node      a process: an engine over simulated drivers, its sockets, its applications
 //!   hostile   connections that are no good
 //!   stock     peers of other make, with their habits
@@ -17,6 +18,7 @@
 //! Nothing here sleeps, reads a clock or starts a thread. Compiled for tests and for the feature `simulation` only.
 
 mod checks;
+mod handle;
 mod hostile;
 mod journal;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
 
+use super::handle::{Driver, Handle};
 use super::journal::{self, Journal, Life};
 use super::plan::{self, SocketPlan};
 use super::report::Violation;
@@ -19,7 +20,7 @@ use crate::backend::sim::{BackendId, Dice, Fault, SharedNetwork};
 use crate::engine::Engine;
 use crate::protocol::Identity;
 use crate::shard::{AckMode, Port, Shard};
-use crate::socket::{SendError, Socket, TrySendError};
+use crate::socket::{SendError, TrySendError};
 
 /// A shard and how it goes.
 pub(super) struct SimShard {
@@ -34,7 +35,7 @@ pub(super) struct SimShard {
 
 /// A socket of a node, in its present life.
 pub(super) struct SimSocket {
-    pub(super) socket: Socket,
+    pub(super) socket: Handle,
     pub(super) life: Life,
 }
 
@@ -43,6 +44,8 @@ pub(super) struct SimSocket {
 pub(super) struct Node {
     pub(super) shards: Vec<SimShard>,
     pub(super) engine: Option<Engine>,
+    /// Instead of both, an engine that its applications drive.
+    pub(super) inline: Option<Driver>,
     pub(super) sockets: Vec<Option<SimSocket>>,
     /// Sockets that drain, with their places.
     pub(super) closing: Vec<(usize, SimSocket)>,
@@ -52,6 +55,14 @@ pub(super) struct Node {
     pub(super) returns_ns: Option<u64>,
     /// It does not run before that.
     pub(super) paused_until_ns: u64,
+}
+
+impl Node {
+    /// Where its drivers sit at the network.
+    pub(super) fn seats(&self) -> Vec<BackendId> {
+        let inline = self.inline.iter().map(|driver| driver.seat);
+        self.shards.iter().map(|shard| shard.seat).chain(inline).collect()
+    }
 }
 
 /// What applications share with the world.
@@ -150,7 +161,7 @@ impl Verdict {
 /// An application's view of its socket.
 pub(super) struct Actor {
     pub(super) common: Common,
-    pub(super) socket: Socket,
+    pub(super) socket: Handle,
     pub(super) life: Life,
     pub(super) plan: SocketPlan,
     pub(super) dice: Dice,
@@ -167,12 +178,13 @@ impl Actor {
                 return;
             }
         }
+        self.socket.drive().await;
         let strikes = |this: &Actor, fault| this.common.network.borrow_mut().strikes(fault, 4);
         while !self.common.healed.get() {
             let pause_ns = self.dice.pick(100_000_000, 5_000_000_000);
-            self.common.sleep(pause_ns).await;
+            self.socket.sleep(&self.common, pause_ns).await;
             if let Some(port) = self.plan.port.filter(|_| strikes(&self, Fault::Unbound)) {
-                let unbound = self.socket.unbind(format!("0.0.0.0:{port}")).await;
+                let unbound = self.socket.unbind(&format!("0.0.0.0:{port}")).await;
                 if unbound.is_err() || !self.bind().await {
                     return;
                 }
@@ -183,6 +195,7 @@ impl Actor {
                 if stopped.is_err() || self.socket.connect(endpoint).await.is_err() {
                     return;
                 }
+                self.socket.drive().await;
             }
             let mut peers = self.socket.peers();
             peers.sort();
@@ -199,12 +212,12 @@ impl Actor {
         let Some(port) = self.plan.port else { return true };
         // An old connection may keep the port for a moment.
         let mut tries = 0;
-        while let Err(error) = self.socket.bind(format!("0.0.0.0:{port}")).await {
+        while let Err(error) = self.socket.bind(&format!("0.0.0.0:{port}")).await {
             tries += 1;
             if tries > 100 || matches!(error, crate::BindError::Closed) {
                 return false;
             }
-            self.common.sleep(100_000_000).await;
+            self.socket.sleep(&self.common, 100_000_000).await;
         }
         true
     }
@@ -226,8 +239,9 @@ impl Actor {
                 self.send_too_long();
             }
             let pause_ns = if self.common.healed.get() { 1_000_000 } else { self.dice.pick(0, self.plan.pause_ns) };
-            self.common.sleep(pause_ns).await;
+            self.socket.sleep(&self.common, pause_ns).await;
         }
+        self.socket.drive().await;
     }
 
     fn length(&mut self) -> usize {
@@ -287,9 +301,10 @@ impl Actor {
                 return;
             }
             if self.dice.once_in(4) {
-                self.common.sleep(1_000_000).await;
+                self.socket.sleep(&self.common, 1_000_000).await;
             }
         }
+        self.socket.drive().await;
     }
 
     /// Now and then, one peer for whom alone the next message is.
@@ -333,16 +348,16 @@ impl Actor {
                 let key = u64::from(key.unwrap_or_default());
                 match how {
                     0 => tried(self.socket.try_send_keyed(key, &message[..])),
-                    1 => self.send_or_drop(None, || self.socket.send_keyed(key, owned())).await,
-                    _ => self.send_or_drop(None, || self.socket.send_keyed(key, &message[..])).await,
+                    1 => self.send_or_drop(None, || self.socket.send_keyed(key, owned().into())).await,
+                    _ => self.send_or_drop(None, || self.socket.send_keyed(key, message[..].into())).await,
                 }
             }
             (0, None) => tried(self.socket.try_send(&message[..])),
             (0, Some(to)) => tried(self.socket.try_send_to(to, &message[..])),
-            (1, None) => self.send_or_drop(None, || self.socket.send(owned())).await,
-            (1, Some(to)) => self.send_or_drop(Some(to), || self.socket.send_to(to, owned())).await,
-            (_, None) => self.send_or_drop(None, || self.socket.send(&message[..])).await,
-            (_, Some(to)) => self.send_or_drop(Some(to), || self.socket.send_to(to, &message[..])).await,
+            (1, None) => self.send_or_drop(None, || self.socket.send(owned().into())).await,
+            (1, Some(to)) => self.send_or_drop(Some(to), || self.socket.send_to(to, owned().into())).await,
+            (_, None) => self.send_or_drop(None, || self.socket.send(message[..].into())).await,
+            (_, Some(to)) => self.send_or_drop(Some(to), || self.socket.send_to(to, message[..].into())).await,
         };
         if verdict == Verdict::Accepted {
             if self.common.verbose {
@@ -351,6 +366,7 @@ impl Actor {
             }
             self.common.journal.borrow_mut().accepted(self.life, len, to, key);
         }
+        self.socket.told().await;
         verdict != Verdict::Closed
     }
 
@@ -380,7 +396,7 @@ impl Actor {
             if self.plan.slow_consumer && !self.common.healed.get() && self.dice.once_in(8) {
                 self.common.network.borrow_mut().faults.note(Fault::SlowConsumer);
                 let ns = self.dice.pick(1_000_000, 3_000_000_000);
-                self.common.sleep(ns).await;
+                self.socket.sleep(&self.common, ns).await;
             }
             if self.plan.ack_mode != AckMode::Manual && self.dice.once_in(3) {
                 let Ok(batch) = self.socket.recv_batch().await else { return };

@@ -26,6 +26,8 @@ pub(super) struct NodePlan {
     pub(super) shards: usize,
     /// Whether it runs on the io_uring driver, over a simulated ring.
     pub(super) ring: bool,
+    /// Whether its applications drive their one shard themselves.
+    pub(super) inline: bool,
     pub(super) sockets: Vec<SocketPlan>,
 }
 
@@ -165,9 +167,14 @@ impl Plan {
                     .map(|which| socket(dice, &mut faults, &common, at, which, node_count - binders))
                     .collect();
                 let shards = if dice.once_in(2) { 1 } else { dice.pick(2, 3) as usize };
-                NodePlan { host: Host(at as u8 + 1), pool, shards, ring: dice.once_in(2), sockets }
+                NodePlan { host: Host(at as u8 + 1), pool, shards, ring: dice.once_in(2), inline: false, sockets }
             })
             .collect();
+        // Drawn apart, so that the first seeds keep their meaning.
+        let mut apart = Dice::new(dice.clone().next());
+        for node in nodes.iter_mut().filter(|_| faults.has(Fault::InlineEngine) && apart.once_in(2)) {
+            (node.inline, node.shards) = (true, 1);
+        }
         if faults.has(Fault::MutualDial) && binders == 2 {
             faults.note(Fault::MutualDial);
             nodes[0].sockets[0].dials.push((1, 0));

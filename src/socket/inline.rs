@@ -21,6 +21,7 @@ use crate::backend::Address;
 use crate::engine::inline::InlineEngine;
 use crate::engine::{EngineBuilder, EngineError, EngineInfo};
 use crate::protocol::Identity;
+use crate::sabotage::{Bug, planted};
 use crate::shard::{
     Command, Event, Message, Outlet, PeerStats, Reply, SendMode, ShardStats, SocketConfig, SocketId, SocketShared,
     Stats, Walker, nanos,
@@ -103,7 +104,7 @@ impl Engine {
 
     fn flush_all(&self) {
         for (id, place) in self.sockets.borrow().iter() {
-            if place.unsent.take() > 0 {
+            if place.unsent.take() > 0 && !planted(Bug::InlineUnsent) {
                 self.inner.flush(*id);
             }
         }
@@ -125,7 +126,7 @@ impl Engine {
     }
 
     /// Sends what was appended to all sockets and steps the shard once.
-    pub(super) fn drive(&self, deadline_ns: u64) -> Result<(), EngineError> {
+    pub(crate) fn drive(&self, deadline_ns: u64) -> Result<(), EngineError> {
         self.flush_all();
         self.inner.turn(deadline_ns).map(|_| ())
     }
@@ -533,12 +534,20 @@ impl Socket {
         }
     }
 
-    fn start_close(&self) -> Reply<CloseReport> {
+    pub(crate) fn start_close(&self) -> Reply<CloseReport> {
         self.place.walker.borrow_mut().finish(self.shared());
         let reply = Reply::new();
         let linger_ns = self.shared().config.linger_ns;
         self.engine.inner.command(Command::Close { socket: self.id(), linger_ns, reply: reply.clone() });
         reply
+    }
+}
+
+#[cfg(any(test, feature = "simulation"))]
+impl Socket {
+    /// Whether a call that has given up did so because it would have had to wait.
+    pub(crate) fn is_open(&self) -> bool {
+        core::check_open(self.shared()).is_ok()
     }
 }
 

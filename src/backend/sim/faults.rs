@@ -155,6 +155,8 @@ faults! {
     RingShortSend,
     /// io_uring: buffers are used up by one receive each.
     RingPlainBuffers,
+    /// Applications drive their engine themselves: it is inline.
+    InlineEngine,
 }
 
 /// What the network is like when nothing goes wrong.
@@ -181,7 +183,10 @@ impl Faults {
     pub(crate) fn draw(dice: &mut Dice) -> Faults {
         // From nothing at all to everything at once.
         let share = dice.pick(0, 4);
-        let on = FAULTS.iter().map(|_| dice.pick(0, 3) < share).collect();
+        // What is newer than the first seeds is drawn apart, so that these keep their meaning.
+        let mut apart = Dice::new(dice.clone().next());
+        let mut drawn = |fault: &Fault| if *fault < Fault::InlineEngine { dice.pick(0, 3) } else { apart.pick(0, 3) };
+        let on = FAULTS.iter().map(|fault| drawn(fault) < share).collect();
         Faults { on, fired: vec![0; FAULTS.len()], healed: false }
     }
 

@@ -41,8 +41,8 @@ impl World {
             self.common.network.borrow_mut().cut(host, remote, until_ns);
         }
         if strikes(self, Fault::HostReset, 4) {
-            for shard in &self.nodes[one].shards {
-                self.common.network.borrow_mut().reset_all(shard.seat);
+            for seat in self.nodes[one].seats() {
+                self.common.network.borrow_mut().reset_all(seat);
             }
         }
         self.let_in_hostile();

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use super::mischief::swallower;
 use super::{S, World};
 use crate::backend::Backend;
-use crate::backend::sim::{Dice, Fault, SimBackend, open_ring};
+use crate::backend::sim::{BackendId, Dice, Fault, SimBackend, open_ring};
 use crate::engine::Engine;
+use crate::engine::inline::InlineEngine;
 use crate::protocol::Identity;
 use crate::shard::{Port, Shard};
-use crate::simulation::node::{Actor, Kind, SimShard, SimSocket, Task};
+use crate::simulation::handle::{Driver, Handle};
+use crate::simulation::node::{Actor, Kind, Node, SimShard, SimSocket, Task};
+use crate::simulation::plan::NodePlan;
 use crate::simulation::report::Violation;
 
 /// Requests that wait for a shard at most.
@@ -19,25 +22,37 @@ const COMMANDS_MAX: usize = 512;
 impl World {
     pub(super) fn start(&mut self, at: usize) {
         let plan = self.plans[at].clone();
+        if plan.inline {
+            let Ok((backend, seat)) = self.backend(&plan) else { return self.common.fail(pool_refused()) };
+            self.common.network.borrow_mut().faults.note(Fault::InlineEngine);
+            self.nodes[at].inline = Some(Driver::new(InlineEngine::over(backend, 64, self.dice.next()), seat));
+            return self.open_all(at);
+        }
         let ports: Arc<[Arc<Port>]> = (0..plan.shards).map(|_| Arc::new(Port::new(COMMANDS_MAX, 64))).collect();
         let mut shards = Vec::new();
         for (index, port) in ports.iter().enumerate() {
-            let network = Rc::clone(&self.common.network);
-            let made: std::io::Result<(Box<dyn Backend>, _)> = match plan.ring {
-                true => open_ring(network, plan.host, plan.pool),
-                false => {
-                    SimBackend::new(network, plan.host, plan.pool).map(|(plain, seat)| (Box::new(plain) as _, seat))
-                }
-            };
-            let Ok((backend, seat)) = made else { return self.common.fail(pool_refused()) };
+            let Ok((backend, seat)) = self.backend(&plan) else { return self.common.fail(pool_refused()) };
             let shard = Shard::new(backend, Arc::clone(&ports), index as u32, self.dice.next());
             shards.push(SimShard { shard, port: Arc::clone(port), seat, asleep: false, stopped: false });
         }
         let node = &mut self.nodes[at];
         node.engine = Some(Engine::over(ports, 64, self.dice.next()));
         node.shards = shards;
-        node.sockets = plan.sockets.iter().map(|_| None).collect();
-        for socket in 0..plan.sockets.len() {
+        self.open_all(at);
+    }
+
+    fn backend(&self, plan: &NodePlan) -> std::io::Result<(Box<dyn Backend>, BackendId)> {
+        let network = Rc::clone(&self.common.network);
+        match plan.ring {
+            true => open_ring(network, plan.host, plan.pool),
+            false => SimBackend::new(network, plan.host, plan.pool).map(|(plain, seat)| (Box::new(plain) as _, seat)),
+        }
+    }
+
+    fn open_all(&mut self, at: usize) {
+        let count = self.plans[at].sockets.len();
+        self.nodes[at].sockets = (0..count).map(|_| None).collect();
+        for socket in 0..count {
             self.open(at, socket);
         }
     }
@@ -67,8 +82,16 @@ impl World {
                 Identity::from_seed(self.seed.wrapping_mul(1000).wrapping_add(self.identities))
             }
         };
-        let Some(engine) = &self.nodes[at].engine else { return };
-        let Ok(socket) = plan.builder().identity(identity).engine(engine).build() else {
+        let builder = plan.builder().identity(identity);
+        let built = match &self.nodes[at] {
+            Node { inline: Some(driver), .. } => {
+                let built = builder.build_inline(&driver.sockets);
+                built.map(|socket| Handle::Inline(Rc::new(socket), driver.clone(), self.common.clone()))
+            }
+            Node { engine: Some(engine), .. } => builder.engine(engine).build().map(Handle::Threads),
+            _ => return,
+        };
+        let Ok(socket) = built else {
             return self.common.fail(Violation { invariant: "I15", text: "a socket could not be built".to_owned() });
         };
         let life = self.common.journal.borrow_mut().born(identity, &plan);
@@ -104,8 +127,11 @@ impl World {
     pub(super) fn kill(&mut self, at: usize, power_loss: bool) {
         self.tasks.retain(|task| task.node != at);
         let node = &mut self.nodes[at];
-        for shard in &node.shards {
-            self.common.network.borrow_mut().kill(shard.seat, power_loss);
+        for seat in node.seats() {
+            self.common.network.borrow_mut().kill(seat, power_loss);
+        }
+        if let Some(driver) = &node.inline {
+            driver.engine.shard().abandon();
         }
         for socket in node.sockets.drain(..).flatten() {
             self.common.journal.borrow_mut().record(socket.life).over = true;
@@ -123,9 +149,10 @@ impl World {
     pub(super) fn revive(&mut self, at: usize) {
         let node = &mut self.nodes[at];
         node.returns_ns = None;
-        for shard in node.shards.drain(..) {
-            self.common.network.borrow_mut().power_on(shard.seat);
+        for seat in node.seats() {
+            self.common.network.borrow_mut().power_on(seat);
         }
+        (node.shards, node.inline) = Default::default();
         self.start(at);
     }
 

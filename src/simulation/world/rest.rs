@@ -8,7 +8,7 @@ use crate::backend::sim::Fault;
 use crate::protocol::Identity;
 use crate::shard::{LagLimit, SlowPolicy};
 use crate::simulation::checks;
-use crate::simulation::node::{Kind, SimShard, SimSocket, Task};
+use crate::simulation::node::{Kind, SimSocket, Task};
 use crate::simulation::report::Violation;
 
 /// Virtual time for closing: linger, drain, and a bit.
@@ -164,15 +164,15 @@ impl World {
             return self.broken("I15", "an engine does not stop".to_owned());
         }
         for at in 0..self.nodes.len() {
-            for SimShard { shard, seat, .. } in std::mem::take(&mut self.nodes[at].shards) {
-                let lent = shard.slabs_lent();
-                // As a thread that ends does.
-                drop(shard);
-                let open = self.common.network.borrow().open_things(seat);
-                if open > 0 || lent > 1 {
-                    return self
-                        .broken("I15", format!("node {at} has left {open} descriptors open and {lent} slabs lent"));
-                }
+            let node = std::mem::take(&mut self.nodes[at]);
+            let lent: Vec<usize> = node.shards.iter().map(|shard| shard.shard.slabs_lent()).collect();
+            let lent = lent.into_iter().chain(node.inline.iter().map(|driver| driver.engine.shard().slabs_lent()));
+            let (seats, lent) = (node.seats(), lent.max().unwrap_or(0));
+            // As a thread that ends does.
+            drop(node);
+            let open: usize = seats.into_iter().map(|seat| self.common.network.borrow().open_things(seat)).sum();
+            if open > 0 || lent > 1 {
+                return self.broken("I15", format!("node {at} has left {open} descriptors open and {lent} slabs lent"));
             }
         }
         Ok(())

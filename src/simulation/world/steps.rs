@@ -7,11 +7,15 @@ use super::{MS, World};
 use crate::backend::sim::Fault;
 use crate::shard::{DeliveryGuarantee, DisconnectReason, DropCause, Event, Turn};
 use crate::simulation::checks;
+use crate::simulation::handle::Driver;
 use crate::simulation::node::{Kind, SimShard, SimSocket};
 use crate::simulation::report::Violation;
 
 /// Steps without time passing after which somebody spins.
 const SPIN_STEPS: u64 = 300_000;
+
+/// A wait that ends later than by this was stopped in the middle.
+const LATE_NS: u64 = 500 * MS;
 
 /// Who can run.
 enum Runnable {
@@ -52,7 +56,7 @@ impl World {
             }
             match runnable[self.dice.index(runnable.len())] {
                 Runnable::Shard(node, shard) => self.turn(node, shard)?,
-                Runnable::Task(task) => self.poll(task),
+                Runnable::Task(task) => self.poll(task)?,
                 Runnable::Hostile(at) => {
                     if self.hostiles[at].poll() {
                         self.hostiles.swap_remove(at);
@@ -89,6 +93,9 @@ impl World {
                     runnable.push(Runnable::Shard(at, shard_at));
                 }
             }
+            if let Some(driver) = &node.inline {
+                driver.look(&network, LATE_NS);
+            }
         }
         for (at, task) in self.tasks.iter().enumerate() {
             if task.woken.0.load(Ordering::Relaxed) && self.nodes[task.node].paused_until_ns <= now_ns {
@@ -116,6 +123,7 @@ impl World {
             for shard in node.shards.iter().filter(|shard| !shard.stopped) {
                 next_ns = next_ns.min(network.waiting_until_ns(shard.seat));
             }
+            next_ns = next_ns.min(node.inline.as_ref().map_or(u64::MAX, Driver::until_ns));
             next_ns = next_ns.min(node.returns_ns.unwrap_or(u64::MAX));
         }
         if !self.common.healed.get() {
@@ -132,7 +140,7 @@ impl World {
             *asleep = false;
             port.doorbell().awake();
             // A thread that was stopped finds out by itself how late it is.
-            if now_ns <= self.common.network.borrow().waiting_until_ns(*seat).saturating_add(500 * MS) {
+            if now_ns <= self.common.network.borrow().waiting_until_ns(*seat).saturating_add(LATE_NS) {
                 shard.waited();
             }
         }
@@ -157,10 +165,20 @@ impl World {
         self.observe(node)
     }
 
-    fn poll(&mut self, at: usize) {
-        if !self.tasks[at].poll() {
-            return;
+    fn poll(&mut self, at: usize) -> Result<(), Violation> {
+        let node = self.tasks[at].node;
+        let turns = |world: &World| world.nodes[node].inline.as_ref().map_or(0, |driver| driver.sockets.stats().turns);
+        let before = turns(self);
+        if self.tasks[at].poll() {
+            self.ended(at);
         }
+        // It may have driven its engine.
+        let driven = turns(self) - before;
+        self.turns += driven;
+        if driven > 0 { self.observe(node) } else { Ok(()) }
+    }
+
+    fn ended(&mut self, at: usize) {
         let task = self.tasks.swap_remove(at);
         if task.kind == Kind::Close && !self.ending {
             self.nodes[task.node].closing.clear();
