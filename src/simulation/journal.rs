@@ -319,10 +319,15 @@ impl Journal {
         let record = self.record(life);
         let to = record.sent.len() as u32;
         record.disconnects += 1;
-        match record.sessions.iter_mut().find(|session| session.peer == peer && session.to.is_none()) {
-            Some(session) => {
-                session.to = Some(to);
-                let (served_from, floor) = (session.served_from, session.floor);
+        match record.sessions.iter().position(|session| session.peer == peer && session.to.is_none()) {
+            Some(at) => {
+                record.sessions[at].to = Some(to);
+                let session = &record.sessions[at];
+                let (served_from, mut floor) = (session.served_from, session.floor);
+                // What it was given from before may have gone to nobody yet.
+                while record.replay.0 == Replay::Oldest && floor > 0 && record.may_replay(session, floor - 1) {
+                    floor -= 1;
+                }
                 if record.has_sessions() {
                     record.owed += record.undirected - served_from;
                 } else {
