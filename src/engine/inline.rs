@@ -1,8 +1,8 @@
 //! The engine without a thread: one shard that the application's own thread steps. Not `Send`; whoever holds it drives it.
 
-use std::cell::RefCell;
 #[cfg(any(test, feature = "simulation"))]
 use std::cell::RefMut;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -25,6 +25,8 @@ struct Inner {
     spin_ns: u64,
     /// Where the prefixes of message ids come from.
     seeds: RefCell<Rng>,
+    /// The shard is being stepped, or has panicked while it was: then nobody steps it any more, least of all whoever unwinds.
+    stepped: Cell<bool>,
     /// The backend cannot wait: see [`InlineEngine::over`].
     #[cfg(any(test, feature = "simulation"))]
     simulated: bool,
@@ -77,12 +79,22 @@ impl InlineEngine {
     }
 
     pub(crate) fn command(&self, command: Command) {
-        self.inner.shard.borrow_mut().command(command);
+        self.step(|shard| shard.command(command));
     }
 
     /// Queues what the socket's log holds for its links; it goes out with the next turn.
     pub(crate) fn flush(&self, id: SocketId) {
-        self.inner.shard.borrow_mut().flush(id);
+        self.step(|shard| shard.flush(id));
+    }
+
+    /// Nothing if the shard has panicked.
+    fn step<T>(&self, act: impl FnOnce(&mut Shard) -> T) -> Option<T> {
+        if self.inner.stepped.replace(true) {
+            return None;
+        }
+        let result = act(&mut self.inner.shard.borrow_mut());
+        self.inner.stepped.set(false);
+        Some(result)
     }
 
     pub(crate) fn now_ns(&self) -> u64 {
@@ -95,16 +107,17 @@ impl InlineEngine {
 
     /// Steps the shard once; waits until `deadline_ns` at most for something to happen (0: not at all).
     pub(crate) fn turn(&self, deadline_ns: u64) -> Result<Turn, EngineError> {
-        let mut shard = self.inner.shard.borrow_mut();
-        let result = if deadline_ns == 0 || self.inner.spin_ns == 0 {
-            shard.turn(deadline_ns != 0, deadline_ns)
-        } else {
-            spin(&mut shard, deadline_ns, self.inner.spin_ns)
-        };
-        let turn = result.map_err(|error| {
-            shard.abandon();
-            EngineError::Backend(error)
-        })?;
+        let spin_ns = self.inner.spin_ns;
+        let turned = self.step(|shard| {
+            let result = if deadline_ns == 0 || spin_ns == 0 {
+                shard.turn(deadline_ns != 0, deadline_ns)
+            } else {
+                spin(shard, deadline_ns, spin_ns)
+            };
+            result.inspect_err(|_| shard.abandon())
+        });
+        let turned = turned.unwrap_or_else(|| Err(std::io::Error::other("the engine has panicked")));
+        let turn = turned.map_err(EngineError::Backend)?;
         #[cfg(any(test, feature = "simulation"))]
         if self.inner.simulated && deadline_ns != 0 {
             return Err(EngineError::Backend(std::io::ErrorKind::WouldBlock.into()));
@@ -123,6 +136,7 @@ impl Inner {
             info,
             spin_ns,
             seeds: RefCell::new(seeds),
+            stepped: Cell::new(false),
             #[cfg(any(test, feature = "simulation"))]
             simulated: false,
         }
