@@ -10,7 +10,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::node::Common;
-use crate::Address;
+use crate::backend::Address;
 use crate::backend::sim::{BackendId, Network};
 use crate::engine::inline::InlineEngine;
 use crate::protocol::Identity;
