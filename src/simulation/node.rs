@@ -183,8 +183,8 @@ impl Actor {
         while !self.common.healed.get() {
             let pause_ns = self.dice.pick(100_000_000, 5_000_000_000);
             self.socket.sleep(&self.common, pause_ns).await;
-            if let Some(port) = self.plan.port.filter(|_| strikes(&self, Fault::Unbound)) {
-                let unbound = self.socket.unbind(&format!("0.0.0.0:{port}")).await;
+            if let Some(place) = self.plan.bound().filter(|_| strikes(&self, Fault::Unbound)) {
+                let unbound = self.socket.unbind(&place).await;
                 if unbound.is_err() || !self.bind().await {
                     return;
                 }
@@ -209,10 +209,10 @@ impl Actor {
 
     /// False when the socket is closed.
     async fn bind(&self) -> bool {
-        let Some(port) = self.plan.port else { return true };
+        let Some(place) = self.plan.bound() else { return true };
         // An old connection may keep the port for a moment.
         let mut tries = 0;
-        while let Err(error) = self.socket.bind(&format!("0.0.0.0:{port}")).await {
+        while let Err(error) = self.socket.bind(&place).await {
             tries += 1;
             if tries > 100 || matches!(error, crate::BindError::Closed) {
                 return false;

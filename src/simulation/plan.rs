@@ -1,6 +1,7 @@
 //! What a seed means: who there is, who dials whom, how small the limits are, how much is sent. Everything is drawn here or by
 //! the world's dice, in a fixed order.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::report::Setup;
@@ -41,6 +42,8 @@ pub(super) struct SocketPlan {
     pub(super) directed_one_in: u64,
     /// Where it listens, if it does.
     pub(super) port: Option<u16>,
+    /// It does so at the path of that number on its host.
+    pub(super) path: Option<String>,
     /// Whom it dials: node and socket.
     pub(super) dials: Vec<(usize, usize)>,
     /// Whether it dials names instead of addresses.
@@ -102,6 +105,17 @@ impl SocketPlan {
             Some(peers_max) => builder.peers_max(peers_max),
             None => builder,
         }
+    }
+
+    /// Where it listens, as its application says.
+    pub(super) fn bound(&self) -> Option<String> {
+        self.path.clone().or_else(|| self.port.map(|port| format!("0.0.0.0:{port}")))
+    }
+
+    /// Where strangers find it, on its host.
+    pub(super) fn place(&self, host: Host) -> Option<SocketAddr> {
+        let place = |port| if self.path.is_some() { host.file(port) } else { SocketAddr::new(host.ip(), port) };
+        self.port.map(place)
     }
 
     pub(super) fn message_bytes_max(&self) -> usize {
@@ -174,6 +188,15 @@ impl Plan {
         let mut apart = Dice::new(dice.clone().next());
         for node in nodes.iter_mut().filter(|_| faults.has(Fault::InlineEngine) && apart.once_in(2)) {
             (node.inline, node.shards) = (true, 1);
+        }
+        let paths = cfg!(unix) && faults.has(Fault::UnixEndpoint);
+        for NodePlan { host, sockets, .. } in nodes.iter_mut().filter(|_| paths) {
+            for socket in sockets {
+                if let Some(port) = socket.port.filter(|_| apart.once_in(2)) {
+                    faults.note(Fault::UnixEndpoint);
+                    socket.path = Some(format!("unix:{}", host.path(port)));
+                }
+            }
         }
         if faults.has(Fault::MutualDial) && binders == 2 {
             faults.note(Fault::MutualDial);
@@ -262,6 +285,7 @@ fn socket(dice: &mut Dice, faults: &mut Faults, common: &Common, at: usize, whic
         delivery: if at_least_once { DeliveryGuarantee::AtLeastOnce } else { DeliveryGuarantee::AtMostOnce },
         ack_mode: [AckMode::Automatic, AckMode::Manual, AckMode::OnReceipt][dice.index(3)],
         directed_one_in: if dice.once_in(2) { dice.magnitude(1, 30) } else { 0 },
+        path: None,
         port: is_binder.then_some(7000 + 100 * which as u16 + at as u16),
         dials,
         by_name: dice.once_in(3),

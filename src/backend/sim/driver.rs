@@ -9,7 +9,7 @@ use std::task::Waker;
 use bytes::{Bytes, BytesMut};
 use slab::Slab;
 
-use super::network::{BackendId, Host, Id, SharedNetwork};
+use super::network::{self, BackendId, Host, Id, SharedNetwork, place};
 use super::{Fault, faults};
 use crate::backend::options::{Kind, PoolOptions, SocketOptions};
 use crate::backend::pool::Pool;
@@ -188,7 +188,7 @@ impl SimBackend {
             match accepted {
                 Ok((conn, peer)) => {
                     let conn = self.insert(EntryKind::Conn(conn));
-                    self.complete(token, Outcome::Accepted { conn, peer: Address::Ip(peer) });
+                    self.complete(token, Outcome::Accepted { conn, peer: network::address(peer) });
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if sockets::is_passing_accept_error(&error) => {}
@@ -205,7 +205,7 @@ impl SimBackend {
             Incoming::Recv => return self.receive_leased(key, id, token),
             Incoming::Connect => match self.network.borrow().connected(id) {
                 None => return,
-                Some(Ok(peer)) => Ok(Outcome::Connected(Ok((Handle(key as u32), Address::Ip(peer))))),
+                Some(Ok(peer)) => Ok(Outcome::Connected(Ok((Handle(key as u32), network::address(peer))))),
                 Some(Err(error)) => Err(error),
             },
             Incoming::Read(len) => {
@@ -328,9 +328,8 @@ impl Backend for SimBackend {
     }
 
     fn listen(&mut self, address: &Address, _options: &SocketOptions) -> io::Result<(Handle, Address)> {
-        let ip = address.socket_addr().ok_or(io::ErrorKind::Unsupported)?;
-        let (id, bound) = self.network.borrow_mut().listen(self.seat, ip)?;
-        Ok((self.insert(EntryKind::Listener(id)), Address::Ip(bound)))
+        let (id, bound) = self.network.borrow_mut().listen(self.seat, place(address)?)?;
+        Ok((self.insert(EntryKind::Listener(id)), network::address(bound)))
     }
 
     fn accept(&mut self, listener: Handle, token: Token) {
@@ -338,10 +337,7 @@ impl Backend for SimBackend {
     }
 
     fn connect(&mut self, address: &Address, _options: &SocketOptions, token: Token) {
-        let connected = match address.socket_addr() {
-            Some(ip) => self.network.borrow_mut().connect(self.seat, ip),
-            None => Err(io::ErrorKind::Unsupported.into()),
-        };
+        let connected = place(address).and_then(|place| self.network.borrow_mut().connect(self.seat, place));
         match connected {
             Ok(id) => {
                 let handle = self.insert(EntryKind::Conn(id));

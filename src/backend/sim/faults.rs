@@ -157,6 +157,12 @@ faults! {
     RingPlainBuffers,
     /// Applications drive their engine themselves: it is inline.
     InlineEngine,
+    /// A socket listens at a path: what lies on the way cannot harm its connections, and nobody is at another machine.
+    UnixEndpoint,
+    /// The socket file that somebody connects to is not there.
+    UnixMissing,
+    /// A process that was killed has left its socket file: somebody connects, or binds again.
+    UnixStale,
 }
 
 /// What the network is like when nothing goes wrong.

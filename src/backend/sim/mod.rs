@@ -19,6 +19,8 @@ pub(crate) use dice::Dice;
 pub(crate) use driver::SimBackend;
 pub(crate) use faults::{FAULTS, Fault, Faults, Weather};
 pub(crate) use network::{BackendId, Host, Id, Network, SharedNetwork, SimStream};
+#[cfg(all(target_os = "linux", feature = "uring"))]
+pub(super) use network::{address, place};
 
 /// The io_uring driver over a simulated kernel ring.
 #[cfg(all(target_os = "linux", feature = "uring"))]

@@ -22,7 +22,7 @@ use super::Uring;
 use super::message::Message;
 use super::seam::{Cqe, Request, Ring, Sqe};
 use crate::backend::options::{PoolOptions, SocketOptions};
-use crate::backend::sim::{BackendId, Fault, Host, Id, SharedNetwork};
+use crate::backend::sim::{self, BackendId, Fault, Host, Id, SharedNetwork};
 use crate::backend::sockets::Stream;
 use crate::backend::{Address, Backend, Completion, Outcome, Token, cancelled};
 
@@ -201,11 +201,10 @@ impl SimRing {
                 }
                 Request::Connect { socket, to } => {
                     // SAFETY: the file's invariant.
-                    let to = unsafe { (*to).as_socket() };
-                    let connected = match to {
-                        Some(to) => self.network.borrow_mut().connect(self.seat, to),
-                        None => Err(io::ErrorKind::Unsupported.into()),
-                    };
+                    let to = unsafe { Address::from_sockaddr(&*to) };
+                    let connected = to
+                        .and_then(|to| sim::place(&to))
+                        .and_then(|to| self.network.borrow_mut().connect(self.seat, to));
                     match connected {
                         Ok(id) => {
                             self.descriptors.borrow_mut().insert(socket, Some(id));
@@ -466,9 +465,8 @@ impl Ring for SimRing {
     }
 
     fn listen(&mut self, address: &Address, _: &SocketOptions) -> io::Result<(SimSocket, Address)> {
-        let ip = address.socket_addr().ok_or(io::ErrorKind::Unsupported)?;
-        let (id, bound) = self.network.borrow_mut().listen(self.seat, ip)?;
-        Ok((self.open(Some(id)), Address::Ip(bound)))
+        let (id, bound) = self.network.borrow_mut().listen(self.seat, sim::place(address)?)?;
+        Ok((self.open(Some(id)), sim::address(bound)))
     }
 
     fn open_stream(&mut self, _: &SockAddr, _: &SocketOptions) -> io::Result<SimSocket> {
@@ -491,7 +489,7 @@ impl Ring for SimRing {
     fn connected(&self, socket: &SimSocket) -> io::Result<Address> {
         let id = self.thing(socket.descriptor).ok_or(io::ErrorKind::NotConnected)?;
         let connected = self.network.borrow().connected(id);
-        connected.unwrap_or(Err(io::ErrorKind::NotConnected.into())).map(Address::Ip)
+        connected.unwrap_or(Err(io::ErrorKind::NotConnected.into())).map(sim::address)
     }
 
     fn shutdown(&self, socket: &SimSocket) {
@@ -555,6 +553,7 @@ fn errno(error: &io::Error) -> i32 {
         K::ConnectionReset => libc::ECONNRESET,
         K::ConnectionAborted => libc::ECONNABORTED,
         K::HostUnreachable => libc::EHOSTUNREACH,
+        K::NotFound => libc::ENOENT,
         K::BrokenPipe => libc::EPIPE,
         K::NotConnected => libc::ENOTCONN,
         _ => libc::EIO,

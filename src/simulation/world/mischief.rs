@@ -68,7 +68,7 @@ impl World {
         let kind = hostile::KINDS[self.dice.index(hostile::KINDS.len())];
         let node = self.dice.index(self.nodes.len());
         let socket = self.dice.index(self.plans[node].sockets.len());
-        let Some(port) = self.plans[node].sockets[socket].port else { return };
+        let Some(to) = self.plans[node].sockets[socket].place(self.plans[node].host) else { return };
         let other = self.dice.index(self.nodes.len());
         let which = self.dice.index(self.plans[other].sockets.len());
         let Some(victim) = self.nodes[other].identities.get(which).copied() else { return };
@@ -78,7 +78,6 @@ impl World {
         if kind == Fault::HostileStolenIdentity {
             self.common.journal.borrow_mut().stolen.push(victim);
         }
-        let to = SocketAddr::new(self.plans[node].host.ip(), port);
         let dice = Dice::new(self.dice.next());
         let hostile = Hostile { common: self.common.clone(), seat: self.hostile_seat, to, kind, victim, dice };
         self.hostiles.push(Task::new(node, Kind::SetUp, hostile.misbehave()));
@@ -89,7 +88,7 @@ impl World {
         let node = self.dice.index(self.nodes.len());
         let socket = self.dice.index(self.plans[node].sockets.len());
         let plan = &self.plans[node].sockets[socket];
-        let Some(port) = plan.port else { return };
+        let Some(to) = plan.place(self.plans[node].host) else { return };
         if !self.common.network.borrow_mut().strikes(Fault::StockPeer, 2) {
             return;
         }
@@ -98,7 +97,6 @@ impl World {
         self.identities += 1;
         let identity = Identity::from_seed(self.seed.wrapping_mul(1000).wrapping_add(self.identities));
         let life = self.common.journal.borrow_mut().born_elsewhere(identity, plan);
-        let to = SocketAddr::new(self.plans[node].host.ip(), port);
         let dice = Dice::new(self.dice.next());
         let stock = Stock { common: self.common.clone(), seat: self.hostile_seat, to, identity, life, dice, habits };
         self.hostiles.push(Task::new(node, Kind::SetUp, stock.live()));

@@ -103,7 +103,11 @@ impl World {
             let target = &self.plans[to];
             let port = target.sockets[which].port?;
             let host = target.host;
-            Some(if plan.by_name { format!("host-{}:{port}", host.0) } else { format!("{}:{port}", host.ip()) })
+            Some(match &target.sockets[which].path {
+                Some(path) => path.clone(),
+                None if plan.by_name => format!("host-{}:{port}", host.0),
+                None => format!("{}:{port}", host.ip()),
+            })
         });
         let mut endpoints: Vec<String> = endpoints.collect();
         if self.common.network.borrow_mut().faults.has(Fault::StockSwallows) && self.dice.once_in(3) {

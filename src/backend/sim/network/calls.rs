@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Waker;
 
+use super::places::is_file;
 use super::{BackendId, Event, Fault, Host, Id, MS, Mark, Network, Phase, Thing, Token};
 
 /// As Unix numbers them.
@@ -71,9 +72,13 @@ impl Network {
     pub(crate) fn listen(&mut self, seat: BackendId, address: SocketAddr) -> io::Result<(Id, SocketAddr)> {
         let host = self.seats[seat.0].host;
         let port = if address.port() == 0 { self.port() } else { address.port() };
-        let address = SocketAddr::new(host.ip(), port);
+        let address = if is_file(address) { address } else { SocketAddr::new(host.ip(), port) };
         if self.listeners.contains_key(&address) {
             return Err(ErrorKind::AddrInUse.into());
+        }
+        // A file where nobody listens is replaced, as the real drivers do.
+        if is_file(address) && !self.files.insert(address) {
+            self.faults.note(Fault::UnixStale);
         }
         let id = self.insert(Thing::Listener { address, seat, pending: VecDeque::new(), queued: false });
         self.listeners.insert(address, id);
@@ -87,10 +92,15 @@ impl Network {
                 return Err(io::Error::from_raw_os_error(errno));
             }
         }
+        if is_file(to) && !self.listeners.contains_key(&to) {
+            let stale = self.files.contains(&to);
+            self.faults.note(if stale { Fault::UnixStale } else { Fault::UnixMissing });
+            return Err(if stale { ErrorKind::ConnectionRefused } else { ErrorKind::NotFound }.into());
+        }
         let host = self.seats[seat.0].host;
         let id = self.insert_end(seat, host, to, Phase::Connecting);
         self.note("connect", u64::from(id.0), u64::from(to.port()));
-        let at_ns = self.now_ns + self.latency();
+        let at_ns = self.now_ns + self.latency(id);
         self.schedule(at_ns, Event::Knock { from: id, to });
         Ok(id)
     }
@@ -119,7 +129,7 @@ impl Network {
             return Err(io::Error::from_raw_os_error(errno));
         }
         let Some(conn) = pending.pop_front() else { return Err(ErrorKind::WouldBlock.into()) };
-        if self.strikes(Fault::AcceptAborted, 8) {
+        if !self.is_local(conn) && self.strikes(Fault::AcceptAborted, 8) {
             self.reset_both(conn);
             self.close(conn);
             return Err(ErrorKind::ConnectionAborted.into());
@@ -145,7 +155,7 @@ impl Network {
         if len > 1 && self.strikes(Fault::ShortRead, 3) {
             len = self.dice.magnitude(1, len as u64) as usize;
         }
-        let latency_ns = self.latency();
+        let latency_ns = self.latency(id);
         let Thing::End(end) = &mut self.things[id.0 as usize] else { return Err(ErrorKind::NotConnected.into()) };
         let (front, back) = end.pipe.bytes.as_slices();
         let first = len.min(front.len());
@@ -180,7 +190,7 @@ impl Network {
             return Err(ErrorKind::BrokenPipe.into());
         }
         let total: usize = parts.clone().map(<[u8]>::len).sum();
-        let latency_ns = self.latency();
+        let latency_ns = self.latency(id);
         let at_ns = self.now_ns + latency_ns;
         let Some(twin) = self.end(id).and_then(|end| end.twin) else {
             // Nobody is there any more: it seems to go out, and the answer is a reset.
@@ -227,6 +237,7 @@ impl Network {
             Thing::Listener { address, pending, .. } => {
                 let (address, pending) = (*address, std::mem::take(pending));
                 self.listeners.remove(&address);
+                self.files.remove(&address);
                 self.things[id.0 as usize] = Thing::Closed;
                 for conn in pending {
                     self.close(conn);

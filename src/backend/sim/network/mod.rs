@@ -9,17 +9,19 @@
 //! ```text
 //!   world     what the world does: time, ways that are cut and healed, kills
 //!   calls     what drivers ask, as of a system: listen, connect, accept, read, write, close, names
+//!   places    addresses, and the paths of socket files
 //!   travel    what is on its way, and what becomes of it: bytes, ends, resets, SYNs and their answers
 //! ```
 
 mod calls;
+mod places;
 mod travel;
 mod world;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,26 +30,14 @@ use std::task::Wake;
 use super::{Dice, Fault, Faults, Weather};
 use crate::backend::Token;
 
+pub(in crate::backend) use places::{address, place};
+
 /// The network that all drivers of a run share.
 pub(crate) type SharedNetwork = Rc<RefCell<Network>>;
 
 /// A machine with an address of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Host(pub(crate) u8);
-
-impl Host {
-    /// Its address.
-    pub(crate) fn ip(self) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::new(10, 0, self.0, 1))
-    }
-
-    fn of(address: SocketAddr) -> Host {
-        match address.ip() {
-            IpAddr::V4(ip) => Host(ip.octets()[2]),
-            IpAddr::V6(_) => Host(u8::MAX),
-        }
-    }
-}
 
 /// One driver's seat at the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -174,6 +164,8 @@ pub(crate) struct Network {
     order: u64,
     things: Vec<Thing>,
     listeners: BTreeMap<SocketAddr, Id>,
+    /// Socket files that there are, whether somebody listens there or not.
+    files: BTreeSet<SocketAddr>,
     seats: Vec<Seat>,
     /// Which host's packets do not reach which other, and until when.
     cuts: BTreeMap<(Host, Host), u64>,
@@ -187,6 +179,8 @@ pub(crate) struct Network {
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;
+/// What goes through a unix socket takes at most so long.
+const LOCAL_NS: u64 = 20_000;
 
 impl Network {
     /// An empty network.
@@ -200,6 +194,7 @@ impl Network {
             order: 0,
             things: Vec::new(),
             listeners: BTreeMap::new(),
+            files: BTreeSet::new(),
             seats: Vec::new(),
             cuts: BTreeMap::new(),
             transit: Vec::new(),
@@ -287,7 +282,11 @@ impl Network {
         }
     }
 
-    fn latency(&mut self) -> u64 {
+    /// How long it takes from one end of a connection to the other.
+    fn latency(&mut self, id: Id) -> u64 {
+        if self.is_local(id) {
+            return self.dice.pick(0, LOCAL_NS);
+        }
         let (low, high) = self.weather.latency_ns;
         if self.strikes(Fault::LongDelay, 60) { self.dice.pick(100 * MS, 2 * S) } else { self.dice.pick(low, high) }
     }
@@ -298,7 +297,7 @@ impl Network {
     }
 
     fn mark(&mut self, to: Id, mark: Mark) {
-        let at_ns = self.now_ns + self.latency();
+        let at_ns = self.now_ns + self.latency(to);
         self.mark_at(to, mark, at_ns);
     }
 

@@ -4,6 +4,7 @@
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 
+use super::places::is_file;
 use super::{Arrival, Event, Fault, Host, Id, MS, Mark, Network, Phase, S, Thing};
 
 /// A SYN that finds no way is not sent again after this.
@@ -26,6 +27,7 @@ impl Network {
         let Thing::End(end) = &mut self.things[id.0 as usize] else { return };
         end.pipe.armed = false;
         let (host, seat, twin) = (end.host, end.seat, end.twin);
+        let local = self.is_local(id);
         let from = twin.and_then(|twin| self.end(twin)).map(|end| end.host);
         // Bounded: each round takes an arrival or ends.
         loop {
@@ -33,7 +35,9 @@ impl Network {
             let Thing::End(end) = &mut self.things[id.0 as usize] else { return };
             let Some(head) = end.pipe.arrivals.front() else { return };
             let mut not_before_ns = head.at_ns.max(end.pipe.stalled_until_ns);
-            if let Some(until_ns) = from.and_then(|from| self.cut_until_ns(from, host)) {
+            if local {
+                // Nothing is in the way.
+            } else if let Some(until_ns) = from.and_then(|from| self.cut_until_ns(from, host)) {
                 // Sent again some time after the way is open.
                 not_before_ns = not_before_ns.max(until_ns + self.dice.pick(0, 400 * MS));
             } else if not_before_ns <= now_ns && self.strikes(Fault::Stall, 300) {
@@ -49,8 +53,8 @@ impl Network {
             if end.closed {
                 end.pipe.bytes.clear();
                 end.pipe.readable = 0;
-                if let (Mark::Bytes(_), Some(twin), false) = (mark, twin, self.seats[seat.0].down) {
-                    let at_ns = now_ns + self.latency();
+                if let (Mark::Bytes(_), Some(twin), false) = (mark, twin, self.seats[seat.0].down && !local) {
+                    let at_ns = now_ns + self.latency(id);
                     self.schedule(at_ns, Event::Reset(twin));
                 }
                 continue;
@@ -74,7 +78,8 @@ impl Network {
     /// Bytes reach an end, unless something happens to the connection in the middle of them.
     fn deliver(&mut self, id: Id, len: usize) {
         let cuts = [(Fault::Reset, 400), (Fault::EndOfStream, 600), (Fault::HalfOpen, 1500)];
-        let fate = cuts.into_iter().find(|&(fault, one_in)| self.strikes(fault, one_in)).map(|(fault, _)| fault);
+        let cuts = if self.is_local(id) { &[][..] } else { &cuts };
+        let fate = cuts.iter().find(|&&(fault, one_in)| self.strikes(fault, one_in)).map(|&(fault, _)| fault);
         let arrived = if fate.is_some() { self.dice.pick(0, len as u64) as usize } else { len };
         let Thing::End(end) = &mut self.things[id.0 as usize] else { return };
         end.pipe.readable += arrived;
@@ -110,14 +115,14 @@ impl Network {
         let twin = self.end(id).and_then(|end| end.twin);
         self.reset(id);
         if let Some(twin) = twin {
-            let at_ns = self.now_ns + self.latency();
+            let at_ns = self.now_ns + self.latency(id);
             self.schedule(at_ns, Event::Reset(twin));
         }
     }
 
     /// A reset reaches an end.
     fn reset(&mut self, id: Id) {
-        let destroys = self.strikes(Fault::ResetDestroysUnread, 2);
+        let destroys = !self.is_local(id) && self.strikes(Fault::ResetDestroysUnread, 2);
         let Thing::End(end) = &mut self.things[id.0 as usize] else { return };
         if end.closed || end.error.is_some() {
             return;
@@ -135,8 +140,10 @@ impl Network {
     /// A SYN arrives.
     fn knock(&mut self, from: Id, to: SocketAddr) {
         let Some(end) = self.end(from).filter(|end| !end.closed) else { return };
-        let (host, target, local) = (end.host, Host::of(to), SocketAddr::new(end.host.ip(), 1024 + from.0 as u16));
-        if let Some(until_ns) = self.cut_until_ns(host, target) {
+        let (host, target, local) = (end.host, Host::of(to), is_file(to));
+        let name = if local { host.file(0) } else { SocketAddr::new(host.ip(), 1024 + from.0 as u16) };
+        let cut_until_ns = |network: &Network, from, to| network.cut_until_ns(from, to).filter(|_| !local);
+        if let Some(until_ns) = cut_until_ns(self, host, target) {
             if until_ns - self.now_ns < SYN_GIVES_UP_NS {
                 let at_ns = until_ns + self.dice.pick(0, S);
                 self.schedule(at_ns, Event::Knock { from, to });
@@ -145,18 +152,18 @@ impl Network {
         }
         let listener = self.listeners.get(&to).copied();
         let down = self.seats.iter().any(|seat| seat.host == target && seat.down);
-        if listener.is_none() && (down || !self.seats.iter().any(|seat| seat.host == target)) {
+        if !local && listener.is_none() && (down || !self.seats.iter().any(|seat| seat.host == target)) {
             return;
         }
         let mut result = Err(ErrorKind::ConnectionRefused);
-        if self.strikes(Fault::ConnectUnreachable, 8) {
+        if !local && self.strikes(Fault::ConnectUnreachable, 8) {
             result = Err(ErrorKind::HostUnreachable);
         } else if let Some(listener) = listener
-            && !self.strikes(Fault::ConnectRefused, 8)
+            && (local || !self.strikes(Fault::ConnectRefused, 8))
             && let Thing::Listener { seat, .. } = &self.things[listener.0 as usize]
         {
             let seat = *seat;
-            let conn = self.insert_end(seat, target, local, Phase::Open);
+            let conn = self.insert_end(seat, target, name, Phase::Open);
             if let Thing::End(end) = &mut self.things[conn.0 as usize] {
                 end.twin = Some(from);
             }
@@ -169,8 +176,8 @@ impl Network {
             self.notify(listener);
             result = Ok(conn);
         }
-        let mut at_ns = self.now_ns + self.latency();
-        if let Some(until_ns) = self.cut_until_ns(target, host) {
+        let mut at_ns = self.now_ns + self.latency(from);
+        if let Some(until_ns) = cut_until_ns(self, target, host) {
             at_ns = until_ns + self.dice.pick(0, S);
         }
         if let Thing::End(end) = &mut self.things[from.0 as usize] {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::places::is_file;
 use super::{BackendId, Event, Host, Id, Mark, Network, SimStream, Thing};
 
 impl Network {
@@ -96,7 +97,9 @@ impl Network {
     /// All connections of a driver are reset.
     pub(crate) fn reset_all(&mut self, seat: BackendId) {
         for at in 0..self.things.len() {
-            if matches!(&self.things[at], Thing::End(end) if end.seat == seat && !end.closed && end.twin.is_some()) {
+            if matches!(&self.things[at], Thing::End(end) if end.seat == seat && !end.closed && end.twin.is_some())
+                && !self.is_local(Id(at as u32))
+            {
                 self.reset_both(Id(at as u32));
             }
         }
@@ -116,7 +119,9 @@ impl Network {
                 Thing::End(end) if end.seat == seat && !end.closed => {
                     end.closed = true;
                     let twin = end.twin;
-                    if let (false, Some(twin)) = (power_loss, twin) {
+                    // Whoever is on the same machine learns of it.
+                    let silent = power_loss && !is_file(end.remote);
+                    if let (false, Some(twin)) = (silent, twin) {
                         self.mark(twin, Mark::Reset);
                     }
                 }
