@@ -6,9 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The layers, each with the layers that it may name. The five lowest do not know each other; simulation and fuzzing
-/// stand above all, and nobody knows them.
+/// stand above all, and nobody else knows them.
 const LAYERS: [(&str, &[&str]); 10] = [
-    ("fuzzing", &["socket", "engine", "shard", "protocol", "log", "transport", "queue", "backend"]),
+    ("fuzzing", &["simulation", "socket", "engine", "shard", "protocol", "log", "transport", "queue", "backend"]),
     ("simulation", &["socket", "engine", "shard", "protocol", "log", "transport", "queue", "backend"]),
     ("socket", &["engine", "shard", "protocol", "log", "transport", "queue", "backend"]),
     ("engine", &["shard", "protocol", "log", "transport", "queue", "backend"]),
