@@ -97,7 +97,7 @@ impl Shard {
         options: ListenOptions,
         reply: Reply<std::io::Result<Address>>,
     ) {
-        if self.socket(id).is_none_or(|socket| socket.closing.is_some()) {
+        if self.is_closing(id) {
             return reply.answer(Err(std::io::ErrorKind::NotConnected.into()));
         }
         match target {
@@ -111,6 +111,10 @@ impl Shard {
                 self.backend.resolve(host, port, token(Op::ResolveBind, key.slot, key.generation));
             }
         }
+    }
+
+    fn is_closing(&mut self, id: SocketId) -> bool {
+        self.socket(id).is_none_or(|socket| socket.closing.is_some())
     }
 
     fn add_listener(&mut self, id: SocketId, state: State) -> Option<EndKey> {
@@ -182,6 +186,10 @@ impl Shard {
         address: &Address,
         options: &ListenOptions,
     ) -> std::io::Result<(EndKey, Address)> {
+        // It may have been closed while an address in use, or a name, kept it waiting.
+        if self.is_closing(id) {
+            return Err(std::io::ErrorKind::NotConnected.into());
+        }
         let (handle, bound) = self.backend.listen(address, &options.system)?;
         let Some(key) = self.add_listener(id, State::Accepting(handle)) else {
             self.backend.close(handle);
