@@ -108,6 +108,11 @@ impl Appender {
         self.shared.lock().oldest()
     }
 
+    /// Lets go of what all cursors have passed; otherwise an append does that when it needs memory. Takes the lock.
+    pub(crate) fn let_go(&self) {
+        self.shared.let_go();
+    }
+
     /// A handle that tells about the log.
     pub(crate) fn handle(&self) -> Handle {
         Handle::new(Arc::clone(&self.shared))

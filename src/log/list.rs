@@ -63,15 +63,28 @@ impl Shared {
         self.held_bytes.load(Ordering::Relaxed)
     }
 
-    /// Takes all that an append needs, or nothing: a block if `block`, and the right to keep `by_reference_bytes`.
-    pub(super) fn take(&self, block: bool, by_reference_bytes: usize) -> Result<Option<Arc<Block>>, Full> {
+    /// Lets go of what all cursors have passed, without an append that needs the memory.
+    pub(super) fn let_go(&self) {
         let mut list = self.lock();
+        self.retire(&mut list);
+        self.held_bytes.store(list.held_bytes(), Ordering::Relaxed);
+    }
+
+    /// Lets go of what all cursors have passed; answers with how far they are.
+    fn retire(&self, list: &mut List) -> u64 {
         let low = match list.cursors {
             0 => list.floor.frame,
             _ => self.low.iter().map(|low| low.load(Ordering::Acquire)).min().unwrap_or(NO_CURSOR),
         };
         let retained = list.retained_from();
         list.retire(low, retained);
+        low
+    }
+
+    /// Takes all that an append needs, or nothing: a block if `block`, and the right to keep `by_reference_bytes`.
+    pub(super) fn take(&self, block: bool, by_reference_bytes: usize) -> Result<Option<Arc<Block>>, Full> {
+        let mut list = self.lock();
+        let low = self.retire(&mut list);
         let mut taken = list.take(block, by_reference_bytes);
         // What is only retained gives way; bounded by the number of live chunks.
         while taken.is_err()

@@ -193,6 +193,15 @@ impl Reader {
         }
     }
 
+    /// Whether nothing has been appended beyond `at`, where the only cursor of this reader is: then it lets go of all before that.
+    pub(crate) fn is_drained(&mut self, at: Cursor) -> bool {
+        let is_drained = !self.has_more(at);
+        if is_drained {
+            self.release();
+        }
+        is_drained
+    }
+
     /// The live tail: a frame boundary.
     pub(crate) fn tail(&mut self) -> Cursor {
         loop {

@@ -19,6 +19,8 @@ const SHARE_FROM_BYTES: usize = 8 * KIB;
 /// theirs before they append to the mail.
 pub(super) struct Lane {
     appender: Appender,
+    /// Something was appended by reference since all had gone out: memory of another log that does not wait for the next append.
+    lends: bool,
     pub(super) reader: Reader,
     /// How far it has been sent.
     pub(super) cursor: Cursor,
@@ -60,6 +62,7 @@ impl Lane {
         let cursor = reader.join();
         Lane {
             appender,
+            lends: false,
             reader,
             cursor,
             directed: VecDeque::new(),
@@ -106,6 +109,7 @@ impl Lane {
 
     /// Appends a frame whose payload stays where it is.
     pub(super) fn take_split(&mut self, head: &[u8], payload: Bytes) -> Option<bool> {
+        self.lends = true;
         if let Ok(head) = <&[u8; 5]>::try_from(head) {
             return Some(self.appender.append_bytes(head, payload).is_ok());
         }
@@ -115,6 +119,7 @@ impl Lane {
 
     /// Appends whole frames by reference.
     pub(super) fn take_frames(&mut self, frames: Bytes, messages: u32) {
+        self.lends = true;
         let taken = self.appender.append_frames(frames, messages);
         debug_assert!(taken.is_ok(), "a lane has no limit");
     }
@@ -178,6 +183,10 @@ impl Lane {
     pub(super) fn advance(&mut self, to: Cursor) -> u64 {
         self.reader.advance(self.cursor, to);
         self.cursor = to;
+        if self.lends && self.reader.is_drained(to) {
+            self.appender.let_go();
+            self.lends = false;
+        }
         while self.again.front().is_some_and(|(_, end)| *end <= to.frame()) {
             self.again.pop_front();
         }
@@ -212,5 +221,31 @@ impl Lane {
     /// Whether the frame at this position was sent by identity.
     pub(super) fn is_directed(&self, position: u64) -> bool {
         self.directed.iter().any(|d| d.start <= position && position < d.end.position())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol;
+
+    /// Otherwise lanes that have nothing to do could hold all of the socket's log, and no `send` would find room again.
+    #[test]
+    fn a_lane_that_has_sent_all_holds_no_memory_of_others() {
+        let frames = Bytes::from([&protocol::data_head(40_000)[..], &[7; 40_000]].concat());
+        let payload = Bytes::from(vec![7; 40_000]);
+        let mut lane = Lane::open();
+        for _ in 0..3 {
+            lane.take_frames(frames.clone(), 1);
+            lane.take_split(&protocol::data_head(payload.len()), payload.clone());
+            while lane.has_unsent() {
+                let mut slices = Vec::new();
+                let to = lane.reader.gather(lane.cursor, usize::MAX, 64, &mut slices);
+                assert!(!frames.is_unique() || !payload.is_unique());
+                drop(slices);
+                lane.advance(to);
+            }
+            assert!(frames.is_unique() && payload.is_unique());
+        }
     }
 }
