@@ -2,6 +2,7 @@
 //! that end in the middle of everything.
 
 use std::collections::BTreeSet;
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -21,6 +22,7 @@ row_tests!([
     dropped_receives_lose_nothing,
     dropped_sends_are_all_or_nothing,
     closed_at_any_moment,
+    closed_while_a_bind_waits,
     dropped_at_any_moment,
     many_sockets_on_one_engine,
     a_dropped_engine_handle_stops_nothing,
@@ -243,6 +245,22 @@ fn closed_at_any_moment(row: Row) {
         });
         assert!(sender.peers().is_empty() && receiver.peers().is_empty());
     }
+}
+
+fn closed_while_a_bind_waits(row: Row) {
+    // Where there is one: an address that no other test takes as soon as it is free.
+    let taken = TcpListener::bind("127.9.9.9:0").or_else(|_| TcpListener::bind("127.0.0.1:0")).expect("a listener");
+    let address = taken.local_addr().expect("an address");
+    let socket = row.plain(Publish);
+    let binding = socket.clone();
+    // It is tried for a moment, in case whoever has the address is about to go.
+    let binding = thread::spawn(move || binding.bind(address));
+    thread::sleep(Duration::from_millis(50));
+    socket.close();
+    drop(taken);
+    binding.join().expect("no panic").expect_err("bound after its end");
+    thread::sleep(Duration::from_millis(500));
+    TcpStream::connect(address).expect_err("a closed socket listens");
 }
 
 fn dropped_at_any_moment(row: Row) {
