@@ -20,7 +20,7 @@ const SHARE_FROM_BYTES: usize = 8 * KIB;
 pub(super) struct Lane {
     appender: Appender,
     /// Something was appended by reference since all had gone out: memory of another log that does not wait for the next append.
-    lends: bool,
+    borrows: bool,
     pub(super) reader: Reader,
     /// How far it has been sent.
     pub(super) cursor: Cursor,
@@ -62,7 +62,7 @@ impl Lane {
         let cursor = reader.join();
         Lane {
             appender,
-            lends: false,
+            borrows: false,
             reader,
             cursor,
             directed: VecDeque::new(),
@@ -109,7 +109,7 @@ impl Lane {
 
     /// Appends a frame whose payload stays where it is.
     pub(super) fn take_split(&mut self, head: &[u8], payload: Bytes) -> Option<bool> {
-        self.lends = true;
+        self.borrows = true;
         if let Ok(head) = <&[u8; 5]>::try_from(head) {
             return Some(self.appender.append_bytes(head, payload).is_ok());
         }
@@ -119,7 +119,7 @@ impl Lane {
 
     /// Appends whole frames by reference.
     pub(super) fn take_frames(&mut self, frames: Bytes, messages: u32) {
-        self.lends = true;
+        self.borrows = true;
         let taken = self.appender.append_frames(frames, messages);
         debug_assert!(taken.is_ok(), "a lane has no limit");
     }
@@ -183,9 +183,9 @@ impl Lane {
     pub(super) fn advance(&mut self, to: Cursor) -> u64 {
         self.reader.advance(self.cursor, to);
         self.cursor = to;
-        if self.lends && self.reader.is_drained(to) {
+        if self.borrows && self.reader.is_drained(to) {
             self.appender.let_go();
-            self.lends = false;
+            self.borrows = false;
         }
         while self.again.front().is_some_and(|(_, end)| *end <= to.frame()) {
             self.again.pop_front();
