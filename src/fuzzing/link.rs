@@ -32,6 +32,8 @@ struct World {
     /// Where the peers are.
     peers: BackendId,
     good: Option<Id>,
+    /// Where reads go: kept, since a sanitizer makes a new one dear.
+    buffer: Vec<u8>,
     /// What the good peer has received of a frame.
     arriving: Vec<u8>,
     /// It has received [`ANSWER`].
@@ -140,8 +142,8 @@ impl World {
         };
         let socket = builder.build().expect("settings that go together");
         let peers = lone.network.borrow_mut().sit(Host(1));
-        let world = World { lone, peers, good: None, arriving: Vec::new(), is_answered: false, beats_ns: u64::MAX };
-        (world, socket)
+        let (buffer, arriving) = (vec![0; 4096], Vec::new());
+        (World { lone, peers, good: None, buffer, arriving, is_answered: false, beats_ns: u64::MAX }, socket)
     }
 
     /// Waits for a call of the application, for so many milliseconds.
@@ -165,21 +167,22 @@ impl World {
 
     fn read_away(&mut self, link: Option<Id>) {
         let Some(id) = link else { return };
-        let mut bytes = [0; 4096];
         // Bounded: what has arrived.
-        while let Ok(count @ 1..) = self.lone.network.borrow_mut().read(id, &mut bytes) {
+        while let Ok(count @ 1..) = self.lone.network.borrow_mut().read(id, &mut self.buffer) {
             if link == self.good {
-                self.arriving.extend_from_slice(&bytes[..count]);
+                self.arriving.extend_from_slice(&self.buffer[..count]);
             }
         }
         // It acknowledges whatever it is asked to.
-        while let Some(whole) = frame_len(&self.arriving).filter(|&whole| whole <= self.arriving.len()) {
-            let frame: Vec<u8> = self.arriving.drain(..whole).collect();
-            if let Some((msg_id, payload)) = payload_of(&frame) {
+        let mut at = 0;
+        while let Some(frame) = frame_len(&self.arriving[at..]).and_then(|whole| self.arriving.get(at..at + whole)) {
+            at += frame.len();
+            if let Some((msg_id, payload)) = payload_of(frame) {
                 self.is_answered |= &frame[payload] == ANSWER;
                 msg_id.into_iter().for_each(|id| self.write(self.good, &frame::ack(id)));
             }
         }
+        self.arriving.drain(..at);
     }
 
     /// Lets virtual time pass. The good peer reads, and says now and then that it lives.

@@ -28,6 +28,8 @@ use crate::backend::{Address, Backend, Completion, Outcome, Token, cancelled};
 
 /// What provided memory holds until the ring writes to it.
 const CANARY: u8 = 0xC5;
+/// What such memory is compared with, a part at a time: byte by byte was a third of the time of a fuzzer's ring.
+static UNTOUCHED: [u8; 4096] = [CANARY; 4096];
 /// Visits at the same time after which nothing is late any more: somebody waits for the end.
 const PATIENCE: u32 = 200;
 
@@ -335,7 +337,8 @@ impl SimRing {
             let room = unsafe {
                 std::slice::from_raw_parts_mut(front.memory.as_ptr().add(front.used), front.len - front.used)
             };
-            assert!(room.iter().all(|&byte| byte == CANARY), "somebody wrote to a buffer that the kernel owns");
+            let untouched = room.chunks(UNTOUCHED.len()).all(|part| part == &UNTOUCHED[..part.len()]);
+            assert!(untouched, "somebody wrote to a buffer that the kernel owns");
             let read = self.network.borrow_mut().read(id, room);
             let Some(result) = said(read) else { return false };
             if result <= 0 {
