@@ -156,3 +156,36 @@ fn spin(shard: &mut Shard, deadline_ns: u64, spin_ns: u64) -> std::io::Result<Tu
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    /// What a socket does that is dropped while its thread unwinds.
+    struct Unwinding(InlineEngine);
+
+    impl Drop for Unwinding {
+        fn drop(&mut self) {
+            let mut stepped = false;
+            self.0.step(|_| stepped = true);
+            assert!(!stepped && self.0.turn(0).is_err(), "a second panic, which ends the process");
+        }
+    }
+
+    #[test]
+    fn who_unwinds_does_not_step_a_shard_that_has_panicked() {
+        let engine = InlineEngine::open(EngineOptions::default()).expect("a backend");
+        assert!(engine.turn(0).is_ok());
+        let unwinding = Unwinding(engine.clone());
+        let unwound = catch_unwind(AssertUnwindSafe(|| {
+            let _unwinding = unwinding;
+            engine.command(Command::Panic);
+        }));
+        assert!(unwound.is_err());
+        // Nor does anybody later.
+        let error = engine.turn(0).expect_err("the engine has ended").to_string();
+        assert!(error.contains("panicked"), "{error}");
+    }
+}

@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aiomsg_uring::DeliveryGuarantee::AtLeastOnce;
 use aiomsg_uring::SendMode::{self, Publish, RoundRobin};
 use aiomsg_uring::inline::{Engine, Socket};
 use aiomsg_uring::{Backend, TryRecvError};
@@ -17,6 +18,7 @@ backend_tests!([
     sending_only_appends,
     much_unsent_goes_out_by_itself,
     a_full_log_drives_the_engine,
+    a_send_behind_mail_that_is_not_due_sleeps,
     poll_waits_as_long_as_asked,
     deadlines_are_told,
     recv_gives_up_in_time,
@@ -159,6 +161,51 @@ fn a_full_log_drives_the_engine(backend: Backend) {
         engine.poll(Some(Duration::from_millis(5)), &mut ready).expect("driven");
     }
     reader.join().expect("read");
+}
+
+/// While nobody is there, what was sent by identity behind a full log is not due, and no reason for a `send` that waits for room to
+/// look again and again.
+fn a_send_behind_mail_that_is_not_due_sleeps(backend: Backend) {
+    let engine = engine(backend);
+    let builder = aiomsg_uring::Socket::builder().send_mode(RoundRobin).delivery_guarantee(AtLeastOnce);
+    let builder = builder.log_bytes_max(1 << 20).message_bytes_max(1 << 16);
+    let socket = builder.build_inline(&engine).expect("a socket");
+    let address = socket.bind("127.0.0.1:0").expect("bound");
+    let mut peer = RawPeer::dial(&address);
+    peer.send(&crate::common::hello(1));
+    socket.wait_for_peers(1, PATIENCE).expect("a peer");
+    let name = socket.peers()[0];
+    peer.close();
+    let (until, mut ready) = (Instant::now() + PATIENCE, Vec::new());
+    while !socket.peers().is_empty() {
+        assert!(Instant::now() < until, "the peer stays");
+        engine.poll(Some(Duration::from_millis(5)), &mut ready).expect("driven");
+    }
+
+    let payload = pattern(10_000);
+    let sent = std::iter::repeat_with(|| socket.try_send(&payload)).take_while(Result::is_ok).count();
+    socket.try_send_to(name, "mail").expect("room for mail");
+    let reader = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        let mut peer = RawPeer::connected(&address, 1);
+        let mut read = || {
+            let (msg_id, payload) = peer.read_data_req();
+            peer.acknowledge(&msg_id);
+            payload
+        };
+        (0..sent).for_each(|_| assert_eq!(read().len(), 10_000));
+        assert_eq!(read(), b"mail");
+        assert_eq!(read().len(), 10_000);
+    });
+    let before = engine.stats();
+    socket.send(&payload).expect("sent");
+    let spins = engine.stats().spins - before.spins;
+    assert!(engine.stats().waits > before.waits, "it waited");
+    assert!(spins < 1_000, "{spins} turns that did not wait and found nothing");
+    while !reader.is_finished() {
+        engine.poll(Some(Duration::from_millis(5)), &mut ready).expect("driven");
+    }
+    reader.join().expect("all in order");
 }
 
 fn poll_waits_as_long_as_asked(backend: Backend) {
