@@ -64,6 +64,8 @@ pub(super) struct Slow {
     told: bool,
     /// It keeps publishers waiting before the log is full.
     pub(super) gates: bool,
+    /// Nothing could be skipped when the log ended there, and was that old or not.
+    in_vain: Option<(u64, bool)>,
 }
 
 /// What a link has dropped.
@@ -160,15 +162,27 @@ impl Shard {
                 }
             }
             SlowPolicy::Disconnect { .. } => {}
-            SlowPolicy::DropOldest | SlowPolicy::DropNewest | SlowPolicy::Conflate { .. } => match &mut link.sending {
-                // What a send has taken comes back first, as far as it has not gone out.
-                Some(sending) if sending.source == Source::Log && sending.to != sending.from => {
-                    if !std::mem::replace(&mut sending.cancelled, true) {
-                        self.backend.cancel(token(Op::LinkSend, key.slot, key.generation));
+            SlowPolicy::DropOldest | SlowPolicy::DropNewest | SlowPolicy::Conflate { .. } => {
+                let now = Some((link.addressed_until(socket.visible).position(), link.is_too_old(socket, now_ns)));
+                let in_vain = link.slow.as_ref().is_some_and(|slow| slow.in_vain == now);
+                match &mut link.sending {
+                    // What a send has taken comes back first, as far as it has not gone out. Not again if that was in vain: who waits
+                    // for room looks at every turn, and the send would never rest.
+                    Some(sending) if sending.source == Source::Log && sending.to != sending.from => {
+                        if !in_vain && !std::mem::replace(&mut sending.cancelled, true) {
+                            self.backend.cancel(token(Op::LinkSend, key.slot, key.generation));
+                        }
+                    }
+                    _ => {
+                        let from = link.cursor;
+                        self.skip(key);
+                        let Some(link) = self.links.get_mut(key.slot as usize) else { return };
+                        if let Some(slow) = &mut link.slow {
+                            slow.in_vain = now.filter(|_| link.cursor == from);
+                        }
                     }
                 }
-                _ => self.skip(key),
-            },
+            }
         }
     }
 
@@ -281,7 +295,7 @@ impl Shard {
         let now_ns = self.now_ns;
         let Some(link) = self.links.get_mut(key.slot as usize) else { return };
         let told = link.told_slow_ns == 0 || link.told_slow_ns.saturating_add(TELL_SLOW_NS) <= now_ns;
-        link.slow = Some(Box::new(Slow { since_ns: now_ns, told, gates: false }));
+        link.slow = Some(Box::new(Slow { since_ns: now_ns, told, gates: false, in_vain: None }));
         let (id, identity, policy) = (link.socket, link.identity, link.flow.policy);
         link.set_slow(true);
         let tail = self.sockets.get(id.index()).and_then(Option::as_ref).map(|socket| socket.visible);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use aiomsg_uring::DeliveryGuarantee::AtLeastOnce;
 use aiomsg_uring::SendMode::{self, Publish, RoundRobin};
 use aiomsg_uring::inline::{Engine, Socket};
-use aiomsg_uring::{Backend, TryRecvError};
+use aiomsg_uring::{Backend, LagLimit, SlowPolicy, TryRecvError, Unkeyed};
 
 use crate::common::{PATIENCE, RawPeer, data, number, pattern};
 
@@ -19,6 +19,7 @@ backend_tests!([
     much_unsent_goes_out_by_itself,
     a_full_log_drives_the_engine,
     a_send_behind_mail_that_is_not_due_sleeps,
+    a_send_that_conflation_cannot_help_sleeps,
     poll_waits_as_long_as_asked,
     deadlines_are_told,
     recv_gives_up_in_time,
@@ -206,6 +207,39 @@ fn a_send_behind_mail_that_is_not_due_sleeps(backend: Backend) {
         engine.poll(Some(Duration::from_millis(5)), &mut ready).expect("driven");
     }
     reader.join().expect("all in order");
+}
+
+/// A full log of messages without keys, which conflation may not drop: what is under way to the peer is left alone.
+fn a_send_that_conflation_cannot_help_sleeps(backend: Backend) {
+    let engine = engine(backend);
+    let unkeyed = Unkeyed::Block { max_wait: PATIENCE };
+    let builder = aiomsg_uring::Socket::builder().slow_policy(SlowPolicy::Conflate { unkeyed });
+    let builder = builder.lag_limit(LagLimit { bytes: Some(1 << 16), ..LagLimit::default() });
+    let socket = builder.log_bytes_max(1 << 20).message_bytes_max(1 << 19).build_inline(&engine).expect("a socket");
+    let mut peer = RawPeer::dial(&socket.bind("127.0.0.1:0").expect("bound"));
+    peer.send(&crate::common::hello(1));
+    socket.wait_for_peers(1, PATIENCE).expect("a peer");
+
+    let (payload, mut ready, mut sent) = (pattern(10_000), Vec::new(), 0);
+    let mut full = 0;
+    while full < 3 {
+        engine.poll(Some(Duration::from_millis(20)), &mut ready).expect("driven");
+        let room = std::iter::repeat_with(|| socket.try_send(&payload)).take_while(Result::is_ok).count();
+        (sent, full) = (sent + room, if room == 0 { full + 1 } else { 0 });
+    }
+    let reader = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        peer.expect_hello();
+        (0..=sent).for_each(|_| assert_eq!(peer.read_data().len(), 10_000));
+    });
+    let before = engine.stats().turns;
+    socket.send(&payload).expect("sent");
+    let turns = engine.stats().turns - before;
+    assert!(turns < 2_000, "{turns} turns to wait for a peer");
+    while !reader.is_finished() {
+        engine.poll(Some(Duration::from_millis(5)), &mut ready).expect("driven");
+    }
+    reader.join().expect("all of it");
 }
 
 fn poll_waits_as_long_as_asked(backend: Backend) {
