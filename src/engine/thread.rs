@@ -60,6 +60,9 @@ fn run(shard: &mut Shard, spin_ns: u64) -> std::io::Result<()> {
             Turn::Busy => {
                 yields = 0;
                 idle_since_ns = 0;
+                if shard.is_ahead() {
+                    std::thread::yield_now();
+                }
             }
             Turn::Idle if may_wait => {}
             Turn::Idle => {

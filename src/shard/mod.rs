@@ -326,6 +326,13 @@ impl Shard {
         self.now_ns = self.backend.now_ns();
     }
 
+    /// Whether applications hold so much of what arrived that they should have the core before there is more: it would leave the
+    /// caches before it is read, and be copied once slabs run short.
+    pub(crate) fn is_ahead(&self) -> bool {
+        let slabs = self.backend.slabs();
+        slabs.free < slabs.total - slabs.total / 4
+    }
+
     /// Receive slabs that somebody still holds.
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn slabs_lent(&self) -> usize {
