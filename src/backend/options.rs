@@ -54,8 +54,9 @@ pub struct SocketOptions {
     /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged before the connection is dead (Linux only).
     /// Default `None`: the system's retransmission limit, about 15 minutes.
     pub user_timeout: Option<Duration>,
-    /// TCP_NOTSENT_LOWAT in bytes: writable only below this much data not yet on the wire (Linux only).
-    /// Default `None`.
+    /// TCP_NOTSENT_LOWAT in bytes: the kernel takes no more while this much is not on the wire yet (Linux only). What it does not
+    /// take waits in the log, where all peers share it, it is still in the caches, and policies for slow peers reach it. Default
+    /// 256 KiB, what one send takes at most; `None`: as much as the send buffer holds.
     pub notsent_lowat_bytes: Option<u32>,
     /// Connections that may wait to be accepted; the system caps it (`net.core.somaxconn`). Default 4096.
     pub backlog: u32,
@@ -69,7 +70,7 @@ impl Default for SocketOptions {
             recv_buffer_bytes: None,
             keepalive: None,
             user_timeout: None,
-            notsent_lowat_bytes: None,
+            notsent_lowat_bytes: Some(256 * 1024),
             backlog: 4096,
         }
     }

@@ -6,13 +6,11 @@ use crate::backend::Address;
 use crate::log;
 use crate::protocol::Identity;
 use crate::queue::{Listener, Waiters};
-use crate::shard::EndKey;
-use crate::shard::SocketShared;
 use crate::shard::adopt::Moving;
 use crate::shard::close::CloseReport;
 use crate::shard::control::{Answer, Done};
-use crate::shard::listener::ListenOptions;
 use crate::shard::shared::SocketId;
+use crate::shard::{EndKey, Own, SocketShared};
 
 /// A place to bind or connect to: an address, or a name that is resolved when it is needed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,7 +35,7 @@ pub(crate) enum Command {
     /// A socket begins on this shard, with its view of the log and of this shard's mail.
     Open { shared: Arc<SocketShared>, log: log::Reader, mail: log::Reader },
     /// Listens; answers with the bound address.
-    Bind { socket: SocketId, target: Target, options: ListenOptions, reply: Reply<std::io::Result<Address>> },
+    Bind { socket: SocketId, target: Target, own: Own, reply: Reply<std::io::Result<Address>> },
     /// Dials until the socket ends.
     Connect { socket: SocketId, target: Target },
     /// A connection that has shaken hands elsewhere moves to the shard of its peer, and stays.

@@ -10,7 +10,7 @@ use super::link::{HOLD_NS, Origin};
 use super::policy::Own;
 use super::shared::report;
 use super::{EndKey, Event, Op, RejectReason, Reply, Shard, SocketId, Target, Timer, token};
-use crate::backend::{Address, Handle, SocketOptions, is_cancelled};
+use crate::backend::{Address, Handle, is_cancelled};
 use crate::sabotage::{Bug, planted};
 use crate::shard::tally::add;
 
@@ -39,14 +39,6 @@ pub(super) struct Listener {
     state: State,
 }
 
-/// How to listen.
-#[derive(Clone)]
-pub(crate) struct ListenOptions {
-    pub(crate) system: SocketOptions,
-    /// What the peers have instead of what the socket says.
-    pub(crate) own: Own,
-}
-
 impl Listener {
     /// Whether it was bound to this name, or is bound to this address.
     pub(super) fn is_at(&self, target: &Target) -> bool {
@@ -71,13 +63,13 @@ enum State {
     /// The name to bind to is being resolved.
     Resolving {
         name: Target,
-        options: ListenOptions,
+        own: Own,
         reply: Reply<std::io::Result<Address>>,
     },
     /// The address is in use, perhaps only for a moment.
     InUse {
         address: Address,
-        options: ListenOptions,
+        own: Own,
         reply: Reply<std::io::Result<Address>>,
         until_ns: u64,
     },
@@ -90,23 +82,17 @@ enum State {
 }
 
 impl Shard {
-    pub(super) fn bind(
-        &mut self,
-        id: SocketId,
-        target: Target,
-        options: ListenOptions,
-        reply: Reply<std::io::Result<Address>>,
-    ) {
+    pub(super) fn bind(&mut self, id: SocketId, target: Target, own: Own, reply: Reply<std::io::Result<Address>>) {
         if self.is_closing(id) {
             return reply.answer(Err(std::io::ErrorKind::NotConnected.into()));
         }
         match target {
             Target::Address(address) => {
                 let until_ns = self.now_ns + IN_USE_NS;
-                self.listen_soon(id, address, options, reply, until_ns);
+                self.listen_soon(id, address, own, reply, until_ns);
             }
             Target::Name { ref host, port } => {
-                let state = State::Resolving { name: target.clone(), options, reply };
+                let state = State::Resolving { name: target.clone(), own, reply };
                 let Some(key) = self.add_listener(id, state) else { return };
                 self.backend.resolve(host, port, token(Op::ResolveBind, key.slot, key.generation));
             }
@@ -140,13 +126,13 @@ impl Shard {
         &mut self,
         id: SocketId,
         address: Address,
-        options: ListenOptions,
+        own: Own,
         reply: Reply<std::io::Result<Address>>,
         until_ns: u64,
     ) {
-        match self.listen(id, &address, &options) {
+        match self.listen(id, &address, own) {
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && self.now_ns < until_ns => {
-                let state = State::InUse { address, options, reply, until_ns };
+                let state = State::InUse { address, own, reply, until_ns };
                 let Some(key) = self.add_listener(id, state) else { return };
                 self.timers.set(self.now_ns + IN_USE_STEP_NS, Timer::Listener(key));
             }
@@ -161,11 +147,11 @@ impl Shard {
             return;
         }
         let Listener { socket, state, .. } = self.listeners.remove(key.slot as usize);
-        let State::Resolving { name, options, reply } = state else { return };
+        let State::Resolving { name, own, reply } = state else { return };
         let answer = result.and_then(|addresses| {
             let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
             for address in addresses {
-                match self.listen(socket, &Address::Ip(address), &options) {
+                match self.listen(socket, &Address::Ip(address), own) {
                     Ok((key, bound)) => {
                         if let Some(listener) = self.listener(key) {
                             listener.name = Some(name);
@@ -180,17 +166,13 @@ impl Shard {
         reply.answer(answer);
     }
 
-    fn listen(
-        &mut self,
-        id: SocketId,
-        address: &Address,
-        options: &ListenOptions,
-    ) -> std::io::Result<(EndKey, Address)> {
+    fn listen(&mut self, id: SocketId, address: &Address, own: Own) -> std::io::Result<(EndKey, Address)> {
         // It may have been closed while an address in use, or a name, kept it waiting.
-        if self.is_closing(id) {
+        let socket = self.sockets.get(id.index()).and_then(Option::as_ref);
+        let Some(socket) = socket.filter(|socket| socket.closing.is_none()) else {
             return Err(std::io::ErrorKind::NotConnected.into());
-        }
-        let (handle, bound) = self.backend.listen(address, &options.system)?;
+        };
+        let (handle, bound) = self.backend.listen(address, &socket.shared.config.options)?;
         let Some(key) = self.add_listener(id, State::Accepting(handle)) else {
             self.backend.close(handle);
             return Err(std::io::ErrorKind::NotConnected.into());
@@ -198,7 +180,7 @@ impl Shard {
         self.backend.accept(handle, token(Op::Accept, key.slot, key.generation));
         if let Some(listener) = self.listener(key) {
             listener.bound = Some(bound.clone());
-            listener.own = options.own;
+            listener.own = own;
         }
         if let Some(socket) = self.socket(id) {
             socket.listeners.push(key);
@@ -278,8 +260,8 @@ impl Shard {
             }
             State::InUse { .. } => {
                 let Listener { socket, state, .. } = self.listeners.remove(key.slot as usize);
-                let State::InUse { address, options, reply, until_ns } = state else { return };
-                self.listen_soon(socket, address, options, reply, until_ns);
+                let State::InUse { address, own, reply, until_ns } = state else { return };
+                self.listen_soon(socket, address, own, reply, until_ns);
             }
             _ => {}
         }

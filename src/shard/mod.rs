@@ -61,7 +61,6 @@ pub(crate) use control::Answer;
 pub use event::{DisconnectReason, DropCause, Event, RejectReason};
 pub(crate) use inbound::{Ack, Inbound, Message, Walker};
 pub use late::{Replay, Retention};
-pub(crate) use listener::ListenOptions;
 pub(crate) use outlet::{LastValues, Outlet, Refusal};
 pub(crate) use policy::{Flow, Own};
 pub use policy::{LagLimit, SlowPolicy, Unkeyed};
@@ -345,7 +344,7 @@ impl Shard {
         self.now_ns = self.backend.now_ns();
         match command {
             Command::Open { shared, log, mail } => self.open(shared, log, mail),
-            Command::Bind { socket, target, options, reply } => self.bind(socket, target, options, reply),
+            Command::Bind { socket, target, own, reply } => self.bind(socket, target, own, reply),
             Command::Connect { socket, target } => self.dial(socket, target),
             Command::Adopt(moving) => self.adopt(*moving),
             Command::Lost { dialer, error, rejected } => self.dial_later(dialer, &error, rejected),

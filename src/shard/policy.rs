@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::config::nanos;
 use super::late::Replay;
-use crate::backend::SocketOptions;
 
 /// What a PUBLISH socket does about a peer that is over its [`LagLimit`]. Whatever it does, the other peers do not notice, no frame
 /// is torn, order is kept, and each message that is skipped is counted and told as [`Event::Dropped`](crate::Event::Dropped).
@@ -94,9 +93,6 @@ pub struct LagLimit {
     pub age: Option<Duration>,
 }
 
-/// What the kernel holds of a connection's data that is not on the wire yet, where policies drop, bytes: half of what one send takes.
-const NOTSENT_BYTES: u32 = 128 << 10;
-
 /// What the peers of a listener, or a single peer, have instead of what the socket says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Own {
@@ -146,14 +142,6 @@ impl Flow {
         let (messages, age_ns) = (limit.messages.unwrap_or(u64::MAX), limit.age.map_or(u64::MAX, nanos));
         let watched = bytes.min(messages).min(age_ns) < u64::MAX || !matches!(policy, SlowPolicy::Block { .. });
         Flow { policy, bytes, unkeyed_bytes, messages, age_ns, watched }
-    }
-
-    /// Bounds what waits in the kernel unsent, where that would count as sent and yet grow old, unless the application has.
-    pub(crate) fn keep_kernel_small(&self, options: &mut SocketOptions) {
-        let waits = matches!(self.policy, SlowPolicy::Block { .. } | SlowPolicy::Disconnect { .. });
-        if !waits || self.age_ns < u64::MAX {
-            options.notsent_lowat_bytes.get_or_insert(NOTSENT_BYTES);
-        }
     }
 
     /// How long a publisher may wait for the link.

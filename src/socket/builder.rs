@@ -127,7 +127,6 @@ impl SocketBuilder {
 
     /// Under PUBLISH: what is done about a peer that does not keep up (default: the publisher waits for it for one second at most, then it
     /// is disconnected). Single peers can have another, see [`Socket::set_slow_policy`] and [`BindOptions`](super::BindOptions).
-    /// With a policy that drops, or a limit of age, `notsent_lowat_bytes` of [`SocketOptions`] is 128 KiB unless it is set.
     pub fn slow_policy(mut self, policy: SlowPolicy) -> Self {
         self.config.slow_policy = policy;
         self
@@ -296,7 +295,6 @@ impl SocketBuilder {
         if config.reconnect_min_ns == 0 || config.reconnect_max_ns < config.reconnect_min_ns {
             return limit("reconnect_delay", "needs a minimum above zero and a maximum not below it");
         }
-        config.flow().keep_kernel_small(&mut config.options);
         Ok((self.identity.unwrap_or_else(Identity::random), config))
     }
 }

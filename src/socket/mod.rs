@@ -170,8 +170,8 @@ impl Socket {
         let endpoint = endpoint.try_into().map_err(|error| BindError::Endpoint(error.into()))?;
         core::check_open(self.shared()).map_err(|_| BindError::Closed)?;
         let reply = Reply::new();
-        let (socket, options) = (self.shared().id, options.on(self.shared()));
-        let command = Command::Bind { socket, target: endpoint.0.clone(), options, reply: reply.clone() };
+        let (socket, own) = (self.shared().id, options.on(self.shared()));
+        let command = Command::Bind { socket, target: endpoint.0.clone(), own, reply: reply.clone() };
         self.home(command).map_err(|_| BindError::Closed)?;
         Ok((reply, endpoint))
     }

@@ -5,7 +5,7 @@ use super::error::{BindError, ControlError};
 use super::{Endpoint, EndpointError, blocking, bound, core, inline, wait};
 use crate::backend::Address;
 use crate::protocol::Identity;
-use crate::shard::{Command, Flow, LagLimit, ListenOptions, Own, Replay, Reply, SlowPolicy, SocketShared};
+use crate::shard::{Command, Flow, LagLimit, Own, Replay, Reply, SlowPolicy, SocketShared};
 
 /// What a listener's peers have instead of what the builder said. For [`Socket::bind_with`](crate::Socket::bind_with).
 #[derive(Clone, Debug, Default)]
@@ -35,13 +35,9 @@ impl BindOptions {
     }
 
     /// What the engine makes of them.
-    pub(super) fn on(&self, shared: &SocketShared) -> ListenOptions {
+    pub(super) fn on(&self, shared: &SocketShared) -> Own {
         let flow = self.slow.map(|(policy, limit)| Flow::new(policy, limit, shared.config.log_bytes_max));
-        let mut system = shared.config.options.clone();
-        if let Some(flow) = &flow {
-            flow.keep_kernel_small(&mut system);
-        }
-        ListenOptions { system, own: Own { flow, replay: self.replay } }
+        Own { flow, replay: self.replay }
     }
 }
 
@@ -162,8 +158,8 @@ impl inline::Socket {
     {
         let endpoint = endpoint.try_into().map_err(|error| BindError::Endpoint(error.into()))?;
         core::check_open(self.shared()).map_err(|_| BindError::Closed)?;
-        let (socket, options, reply) = (self.id(), options.on(self.shared()), Reply::new());
-        self.engine.inner.command(Command::Bind { socket, target: endpoint.0.clone(), options, reply: reply.clone() });
+        let (socket, own, reply) = (self.id(), options.on(self.shared()), Reply::new());
+        self.engine.inner.command(Command::Bind { socket, target: endpoint.0.clone(), own, reply: reply.clone() });
         loop {
             if let Some(result) = reply.take() {
                 return bound(result, endpoint);
