@@ -134,6 +134,8 @@ bugs! {
     CloseUnderRequest,
     /// A cancellation is not submitted.
     CancelForgotten,
+    /// A cancellation that did not find its request is not tried again.
+    CancelOnce,
     /// An operation has the serial number of its predecessor: late completions are taken for its own.
     SerialReused,
     /// An inline engine that is driven does not send what was appended.

@@ -163,6 +163,8 @@ faults! {
     UnixMissing,
     /// A process that was killed has left its socket file: somebody connects, or binds again.
     UnixStale,
+    /// io_uring: a cancellation does not find its request, which is just being tried again.
+    RingCancelMissed,
 }
 
 /// What the network is like when nothing goes wrong.
@@ -191,8 +193,13 @@ impl Faults {
         let share = dice.pick(0, 4);
         // What is newer than the first seeds is drawn apart, so that these keep their meaning.
         let mut apart = Dice::new(dice.clone().next());
-        let mut drawn = |fault: &Fault| if *fault < Fault::InlineEngine { dice.pick(0, 3) } else { apart.pick(0, 3) };
-        let on = FAULTS.iter().map(|fault| drawn(fault) < share).collect();
+        let is_on = |fault: &Fault| match fault {
+            fault if *fault < Fault::InlineEngine => dice.pick(0, 3) < share,
+            fault if *fault < Fault::RingCancelMissed => apart.pick(0, 3) < share,
+            // In half of the runs, so that it does not stand in the way of the others.
+            _ => apart.pick(0, 7) % 4 > 1 && apart.pick(0, 3) < share,
+        };
+        let on = FAULTS.iter().map(is_on).collect();
         Faults { on, fired: vec![0; FAULTS.len()], healed: false }
     }
 

@@ -175,12 +175,8 @@ impl<R: Ring> Uring<R> {
         match op.state {
             // It ends when its turn to be pushed comes.
             State::Queued => {}
-            State::Armed => {
-                let target = user_data(key, op.serial);
-                if !planted(Bug::CancelForgotten) {
-                    self.queue.push_back(Queued::Cancel(target));
-                }
-            }
+            State::Armed if planted(Bug::CancelForgotten) => {}
+            State::Armed => self.queue.push_back(Queued::Cancel(user_data(key, op.serial))),
             State::Hungry => self.fail(key, super::cancelled()),
         }
     }
@@ -343,10 +339,15 @@ impl<R: Ring> Backend for Uring<R> {
 
 /// The doorbell's completions.
 const BELL: u64 = u64::MAX;
-/// The completions of cancellations themselves.
-const CANCEL: u64 = u64::MAX - 1;
+/// Marks the completions of cancellations themselves, beside what they were to cancel.
+const CANCEL: u64 = 1 << 31;
 
 fn user_data(key: usize, serial: u32) -> u64 {
-    // Keys are below 2^32 - 2: an operation takes more than two bytes of memory.
+    // Keys are below 2^31: an operation takes more than two bytes of memory.
     u64::from(serial) << 32 | key as u64
+}
+
+/// The key and the serial number.
+fn named(user_data: u64) -> (usize, u32) {
+    ((user_data & u64::from(u32::MAX)) as usize, (user_data >> 32) as u32)
 }

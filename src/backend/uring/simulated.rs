@@ -194,12 +194,16 @@ impl SimRing {
                     let mut network = self.network.borrow_mut();
                     let now_ns = network.now_ns();
                     let at_ns = if late { now_ns + network.dice.magnitude(1, 50_000_000) } else { now_ns };
-                    let found = self.pending.iter().any(|pending| pending.user_data == target);
-                    let result = if found { 0 } else { -libc::ENOENT };
+                    // What has ended and is only late counts as found: the kernel would say so before.
+                    let ended = self.late.iter().any(|(_, cqe)| cqe.user_data == target);
+                    let found = ended || self.pending.iter().any(|pending| pending.user_data == target);
+                    let missed = found && !ended && network.strikes(Fault::RingCancelMissed, 8);
                     network.poke(self.seat, at_ns);
-                    self.late_cancels.push((at_ns, target, self.submitted));
                     drop(network);
-                    self.post(user_data, result, false, None);
+                    if !missed {
+                        self.late_cancels.push((at_ns, target, self.submitted));
+                    }
+                    self.post(user_data, if found && !missed { 0 } else { -libc::ENOENT }, false, None);
                 }
                 Request::Connect { socket, to } => {
                     // SAFETY: the file's invariant.

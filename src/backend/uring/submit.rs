@@ -37,7 +37,7 @@ impl<R: Ring> Uring<R> {
             }
             let (sqe, sends) = match *next {
                 Queued::Bell => (Sqe { user_data: BELL, request: Request::Bell }, 0),
-                Queued::Cancel(target) => (Sqe { user_data: CANCEL, request: Request::Cancel { target } }, 0),
+                Queued::Cancel(target) => (Sqe { user_data: target | CANCEL, request: Request::Cancel { target } }, 0),
                 Queued::Op(key) if self.ops[key].cancelled => {
                     self.queue.pop_front();
                     self.fail(key, cancelled());

@@ -7,7 +7,7 @@ use std::io;
 
 use super::op::{State, Work};
 use super::seam::{Cqe, Ring};
-use super::{BELL, CANCEL, Queued, Uring};
+use super::{BELL, CANCEL, Queued, Uring, named};
 use crate::backend::{Completion, Handle, Outcome, ReadBuf, TURN_COMPLETIONS_MAX, cancelled, fill, sockets};
 use crate::sabotage::{Bug, planted};
 
@@ -75,21 +75,26 @@ impl<R: Ring> Uring<R> {
     }
 
     fn on_cqe(&mut self, cqe: Cqe) -> io::Result<()> {
-        match cqe.user_data {
-            BELL => {
-                self.ring.silence();
-                self.rang = true;
-                if !cqe.more {
-                    self.queue.push_back(Queued::Bell);
-                }
-                return Ok(());
+        if cqe.user_data == BELL {
+            self.ring.silence();
+            self.rang = true;
+            if !cqe.more {
+                self.queue.push_back(Queued::Bell);
             }
-            // Whether it found its target shows in the target's own completion.
-            CANCEL => return Ok(()),
-            _ => {}
+            return Ok(());
         }
-        let (key, serial) = ((cqe.user_data & u64::from(u32::MAX)) as usize, (cqe.user_data >> 32) as u32);
-        let Some(op) = self.ops.get(key).filter(|op| op.serial == serial && op.state == State::Armed) else {
+        let (key, serial) = named(cqe.user_data & !CANCEL);
+        let armed = self.ops.get(key).filter(|op| op.serial == serial && op.state == State::Armed);
+        if cqe.user_data & CANCEL != 0 {
+            // What ends shows that in its own completion. But the kernel does not find what it is just about to try again, a send
+            // above all, and that may wait for ever then.
+            let missed = cqe.result == -libc::ENOENT && armed.is_some_and(|op| op.cancelled);
+            if missed && !planted(Bug::CancelOnce) {
+                self.queue.push_back(Queued::Cancel(cqe.user_data & !CANCEL));
+            }
+            return Ok(());
+        }
+        let Some(op) = armed else {
             return Err(io::Error::other("io_uring completed an operation that it does not have"));
         };
         match &op.work {
