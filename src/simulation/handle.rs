@@ -16,8 +16,8 @@ use crate::engine::inline::InlineEngine;
 use crate::protocol::Identity;
 use crate::shard::{CloseReport, Event, LagLimit, PeerStats, SlowPolicy, Stats};
 use crate::socket::{
-    Batch, BindError, ConnectError, ControlError, Key, Payload, Received, RecvError, SendError, Socket, TryRecvError,
-    TrySendError, inline,
+    Batch, BindError, BindOptions, ConnectError, ControlError, Endpoint, Key, Payload, Received, RecvError, SendError,
+    Socket, TryRecvError, TrySendError, inline,
 };
 
 /// What drives an inline engine: those of its applications that wait.
@@ -129,8 +129,22 @@ impl Handle {
     pub(super) async fn bind(&self, endpoint: &str) -> Result<Address, BindError> {
         match self {
             Handle::Threads(socket) => socket.bind(endpoint).await,
-            // An address needs no turn.
-            Handle::Inline(socket, ..) => socket.bind(endpoint),
+            Handle::Inline(socket, driver, _) => {
+                let place = Endpoint::try_from(endpoint).map_err(BindError::Endpoint)?;
+                let reply = socket.ask_bind(&place, &BindOptions::new())?;
+                self.call(|socket| match reply.take() {
+                    Some(answer) => {
+                        Some(answer.map_err(|error| BindError::Io { endpoint: endpoint.to_owned(), error }))
+                    }
+                    None if !socket.is_open() => Some(Err(BindError::Closed)),
+                    None => {
+                        // The address is in use.
+                        let _ = driver.sockets.drive(u64::MAX);
+                        None
+                    }
+                })
+                .await
+            }
         }
     }
 

@@ -157,15 +157,25 @@ impl inline::Socket {
         EndpointError: From<E::Error>,
     {
         let endpoint = endpoint.try_into().map_err(|error| BindError::Endpoint(error.into()))?;
-        core::check_open(self.shared()).map_err(|_| BindError::Closed)?;
-        let (socket, own, reply) = (self.id(), options.on(self.shared()), Reply::new());
-        self.engine.inner.command(Command::Bind { socket, target: endpoint.0.clone(), own, reply: reply.clone() });
+        let reply = self.ask_bind(&endpoint, &options)?;
         loop {
             if let Some(result) = reply.take() {
                 return bound(result, endpoint);
             }
             self.engine.drive(u64::MAX).map_err(|_| BindError::Closed)?;
         }
+    }
+
+    /// The answer comes at once, or after some turns where the address is in use or has a name.
+    pub(crate) fn ask_bind(
+        &self,
+        endpoint: &Endpoint,
+        options: &BindOptions,
+    ) -> Result<Reply<std::io::Result<Address>>, BindError> {
+        core::check_open(self.shared()).map_err(|_| BindError::Closed)?;
+        let (socket, own, reply) = (self.id(), options.on(self.shared()), Reply::new());
+        self.engine.inner.command(Command::Bind { socket, target: endpoint.0.clone(), own, reply: reply.clone() });
+        Ok(reply)
     }
 
     /// What is done about one peer, see [`Socket::set_slow_policy`](crate::Socket::set_slow_policy).
