@@ -17,7 +17,7 @@ use crate::protocol::Identity;
 use crate::shard::{CloseReport, Event, LagLimit, PeerStats, SlowPolicy, Stats};
 use crate::socket::{
     Batch, BindError, BindOptions, ConnectError, ControlError, Endpoint, Key, Payload, Received, RecvError, SendError,
-    Socket, TryRecvError, TrySendError, inline,
+    Socket, TryRecvError, TrySendError, bound, inline,
 };
 
 /// What drives an inline engine: those of its applications that wait.
@@ -131,11 +131,9 @@ impl Handle {
             Handle::Threads(socket) => socket.bind(endpoint).await,
             Handle::Inline(socket, driver, _) => {
                 let place = Endpoint::try_from(endpoint).map_err(BindError::Endpoint)?;
-                let reply = socket.ask_bind(&place, &BindOptions::new())?;
+                let reply = socket.start_bind(&place, &BindOptions::new())?;
                 self.call(|socket| match reply.take() {
-                    Some(answer) => {
-                        Some(answer.map_err(|error| BindError::Io { endpoint: endpoint.to_owned(), error }))
-                    }
+                    Some(answer) => Some(bound(answer, place.clone())),
                     None if !socket.is_open() => Some(Err(BindError::Closed)),
                     None => {
                         // The address is in use.

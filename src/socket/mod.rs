@@ -564,6 +564,6 @@ impl std::fmt::Debug for Socket {
 }
 
 /// The engine's answer to `bind`, as an application sees it.
-fn bound(result: std::io::Result<Address>, endpoint: Endpoint) -> Result<Address, BindError> {
+pub(crate) fn bound(result: std::io::Result<Address>, endpoint: Endpoint) -> Result<Address, BindError> {
     result.map_err(|error| BindError::Io { endpoint: endpoint.to_string(), error })
 }

@@ -157,7 +157,7 @@ impl inline::Socket {
         EndpointError: From<E::Error>,
     {
         let endpoint = endpoint.try_into().map_err(|error| BindError::Endpoint(error.into()))?;
-        let reply = self.ask_bind(&endpoint, &options)?;
+        let reply = self.start_bind(&endpoint, &options)?;
         loop {
             if let Some(result) = reply.take() {
                 return bound(result, endpoint);
@@ -167,7 +167,7 @@ impl inline::Socket {
     }
 
     /// The answer comes at once, or after some turns where the address is in use or has a name.
-    pub(crate) fn ask_bind(
+    pub(crate) fn start_bind(
         &self,
         endpoint: &Endpoint,
         options: &BindOptions,
