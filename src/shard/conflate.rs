@@ -111,6 +111,14 @@ impl Shard {
             // Too much has to be kept: the publisher waits when the log is full, or the link has to go.
             if unkeyed == Unkeyed::Disconnect {
                 self.die(key, DisconnectReason::Slow);
+            } else if !std::mem::replace(&mut socket.told_unkeyed, true) {
+                // To the application it looks as if it had asked for nothing but waiting.
+                tracing::warn!(
+                    socket = %socket.shared.identity,
+                    peer = %link.identity,
+                    "what a slow peer has not got cannot be conflated, for it has no keys, and is more than the limit: \
+                     once the log is full, the publisher waits for the peer; send with keys, or choose another policy"
+                );
             }
             return;
         };

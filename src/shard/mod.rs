@@ -191,6 +191,8 @@ struct ShardSocket {
     waiting_since_ns: u64,
     /// When a timer looks after whoever is in their way; 0 if none is set.
     stall_due_ns: u64,
+    /// It was logged, once, that a peer cannot be conflated for want of keys.
+    told_unkeyed: bool,
     /// When what is in the log came, if some link has a limit of age.
     marks: marks::Marks,
     closing: Option<Closing>,
@@ -440,6 +442,7 @@ impl Shard {
             waiting: slow::Waiting::No,
             waiting_since_ns: 0,
             stall_due_ns: 0,
+            told_unkeyed: false,
             marks: marks::Marks::default(),
             closing: None,
         });

@@ -30,7 +30,7 @@ pub enum SlowPolicy {
     /// Of what was sent with [`send_keyed`](crate::Socket::send_keyed) and has not gone out, the peer gets only the newest of each key, in
     /// the order of their last updates. It begins when the peer is behind by 256 KiB, or by its limit if that is less, and needs no
     /// memory for the peer, however slow it is. What was sent without a key keeps its place; it is held for the peer up to the limit
-    /// in bytes.
+    /// in bytes. So where nothing has a key nothing is conflated, and `unkeyed` alone says what happens.
     Conflate {
         /// What is done when more than that limit is without a key.
         unkeyed: Unkeyed,
@@ -41,7 +41,8 @@ pub enum SlowPolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Unkeyed {
-    /// They stay in the log; when that is full, `send` waits for the peer as [`SlowPolicy::Block`] says.
+    /// They stay in the log; when that is full, `send` waits for the peer as [`SlowPolicy::Block`] says. The first time that comes to
+    /// pass on a socket, the log has a warning.
     Block {
         /// How long a publisher waits for a peer that takes nothing; it may be up to half more.
         max_wait: Duration,

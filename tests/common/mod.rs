@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Once, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, Once, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -167,5 +167,26 @@ pub(crate) fn expect_numbers(socket: &dyn Calls, numbers: Range<u64>) {
     for value in numbers {
         let message = socket.recv_within(PATIENCE);
         assert_eq!(message.as_deref(), Some(&number(value)[..]), "number {value} was expected");
+    }
+}
+
+/// What was logged: where a subscriber of `tracing` writes to.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().expect("whole").clone()).expect("text")
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("whole").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }

@@ -1,8 +1,6 @@
 //! io_uring denied in every way that a machine has: the engine falls back at once, says why once and in words that help, and
 //! works. Whoever insists on io_uring gets that cause as an error.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aiomsg_uring::{Backend, BackendKind, Engine, Socket};
@@ -11,7 +9,7 @@ use seccompiler::{
 };
 
 use crate::child::{Child, tell};
-use crate::common::{PATIENCE, is_available, say_loudly, watched};
+use crate::common::{Log, PATIENCE, is_available, say_loudly, watched};
 
 /// The quickest of so many children counts: other tests use the machine too.
 const TRIES: usize = 5;
@@ -112,7 +110,7 @@ pub(crate) fn child(what: &str) {
     let info = engine.info();
     tell(&info.reason);
     assert_eq!(info.backend, BackendKind::Poll);
-    let text = String::from_utf8(log.0.lock().expect("whole").clone()).expect("text");
+    let text = log.text();
     assert_eq!(text.matches(&info.reason).count(), 1, "{text}");
 
     let error = Engine::builder().backend(Backend::Uring).build().err().expect("no io_uring").to_string();
@@ -130,20 +128,5 @@ fn serves(engine: &Engine) {
     for value in 0..100u64 {
         one.send(&value.to_be_bytes()).expect("sent");
         assert_eq!(other.recv_timeout(PATIENCE).expect("received")[..], value.to_be_bytes());
-    }
-}
-
-/// What was logged.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("whole").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }

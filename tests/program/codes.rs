@@ -11,7 +11,7 @@ use super::process::{Program, run, run_with};
 fn mistakes_are_told_in_a_line_that_says_what_to_do() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("bound");
     let taken = taken.local_addr().expect("an address").to_string();
-    let cases: [(&[&str], i32, &str); 13] = [
+    let cases: [(&[&str], i32, &str); 17] = [
         (&["sub", "--bind", &taken], 1, "another program listens there"),
         (&["echo", "--bind", &taken], 1, "another program listens there"),
         (&["sub", "--bind", "127.0.0.1"], 2, "has no port: write host:port"),
@@ -24,6 +24,11 @@ fn mistakes_are_told_in_a_line_that_says_what_to_do() {
         (&["pub", "--bind", "127.0.0.1:0", "--data", "x", "--key", "0"], 2, "a number of bytes from 1 on"),
         (&["pub", "--bind", "127.0.0.1:0", "--mode", "roundrobin", "--replay", "oldest"], 1, "is for PUBLISH"),
         (&["pub", "--bind", "127.0.0.1:0", "--data", "key x", "--key", "word", "--keys-max", "0"], 1, "keys_max"),
+        // Messages without keys: these would do nothing, and would not say so.
+        (&["pub", "--bind", "127.0.0.1:0", "--slow-peers", "conflate"], 2, "say with --key what they are"),
+        (&["pub", "--bind", "127.0.0.1:0", "--replay", "snapshot", "--data", "x", "--json"], 2, "--key"),
+        (&["relay", "--in-bind", &taken, "--out-bind", &taken, "--slow-peers", "conflate"], 2, "--key"),
+        (&["pub", "--bind", "127.0.0.1:0", "--retain", "9", "--data", "x"], 2, "--replay oldest"),
         (&["publish"], 2, "pub"),
     ];
     for (arguments, code, text) in cases {

@@ -8,7 +8,7 @@ use aiomsg_uring::SendMode::{self, Publish, RoundRobin};
 use aiomsg_uring::inline::{Engine, Socket};
 use aiomsg_uring::{Backend, LagLimit, SlowPolicy, TryRecvError, Unkeyed};
 
-use crate::common::{PATIENCE, RawPeer, data, number, pattern};
+use crate::common::{Log, PATIENCE, RawPeer, data, number, pattern};
 
 backend_tests!([
     engine_tells_what_it_is,
@@ -209,8 +209,13 @@ fn a_send_behind_mail_that_is_not_due_sleeps(backend: Backend) {
     reader.join().expect("all in order");
 }
 
-/// A full log of messages without keys, which conflation may not drop: what is under way to the peer is left alone.
+/// A full log of messages without keys, which conflation may not drop: what is under way to the peer is left alone, and why the
+/// publisher waits is logged once.
 fn a_send_that_conflation_cannot_help_sleeps(backend: Backend) {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
     let engine = engine(backend);
     let unkeyed = Unkeyed::Block { max_wait: PATIENCE };
     let builder = aiomsg_uring::Socket::builder().slow_policy(SlowPolicy::Conflate { unkeyed });
@@ -240,6 +245,7 @@ fn a_send_that_conflation_cannot_help_sleeps(backend: Backend) {
         engine.poll(Some(Duration::from_millis(5)), &mut ready).expect("driven");
     }
     reader.join().expect("all of it");
+    assert_eq!(log.text().matches("send with keys, or choose another policy").count(), 1, "{}", log.text());
 }
 
 fn poll_waits_as_long_as_asked(backend: Backend) {

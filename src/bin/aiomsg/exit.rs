@@ -1,5 +1,5 @@
 //! What the program tells the shell: one number per way to end. Every command answers with one of these; `main` turns
-//! errors into [`Exit::Failed`], and clap answers wrong usage by itself with [`Exit::Usage`]'s number.
+//! errors into [`Exit::Failed`], and clap answers most wrong usage by itself with [`Exit::Usage`]'s number.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,6 @@ pub(crate) enum Exit {
     /// It did not work, or must be put right.
     Failed = 1,
     /// The command line was wrong.
-    #[allow(dead_code, reason = "clap's own number, listed so that the table is whole")]
     Usage = 2,
     /// Some messages reached nobody.
     Undelivered = 3,

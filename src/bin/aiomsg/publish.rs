@@ -89,6 +89,11 @@ Exit codes:
 
 /// Runs until the input ends.
 pub(crate) fn run(options: &Options) -> Result<Exit> {
+    let keyed = options.framing == Framing::Json && options.data.is_none();
+    if let Err(wrong) = options.publishing.check(keyed) {
+        note(wrong);
+        return Ok(Exit::Usage);
+    }
     let source = Source::open(options)?;
     let mode = options.mode.unwrap_or(match options.guarantee {
         DeliveryGuarantee::AtLeastOnce => SendMode::RoundRobin,

@@ -19,7 +19,7 @@ const RETAINED_BYTES: usize = 16 << 20;
 /// What of messages goes to whom, and when.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Publishing {
-    /// When a peer does not keep up: wait for it, 10 s at most, then disconnect it; drop its oldest or its newest messages; disconnect it after a second; or conflate: give it the newest message of each key. Publish mode only
+    /// When a peer does not keep up: wait for it, 10 s at most, then disconnect it; drop its oldest or its newest messages; disconnect it after a second; or conflate: give it the newest message of each key, see --key. Publish mode only
     #[arg(long, value_enum, value_name = "POLICY", default_value_t = SlowChoice::Wait)]
     slow_peers: SlowChoice,
     /// How many messages a peer may be behind before that [default: what half of the log holds, 16 MiB]
@@ -31,14 +31,14 @@ pub(crate) struct Publishing {
     /// How many keys there may be
     #[arg(long, value_name = "N", default_value_t = 65_536)]
     keys_max: usize,
-    /// Where a peer begins: with what is sent next; with the oldest message that is retained; or with the newest of each key. Publish mode only
+    /// Where a peer begins: with what is sent next; with the oldest message that is retained; or with the newest of each key, see --key. Publish mode only
     #[arg(long, value_enum, value_name = "FROM", default_value_t = ReplayChoice::Live)]
     replay: ReplayChoice,
     /// How many messages are retained for --replay oldest [default: what half of the log holds, 16 MiB]
-    #[arg(long, value_name = "MESSAGES", requires = "replay")]
+    #[arg(long, value_name = "MESSAGES")]
     retain: Option<u64>,
     /// For how long they are
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, requires = "replay")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     retain_age: Option<Duration>,
 }
 
@@ -82,6 +82,24 @@ impl Publishing {
             .keys_max(self.keys_max)
             .replay(replay)
             .retain(retention)
+    }
+
+    /// What has no effect as it is given, and what to do about it. `keyed`: messages may bring keys of their own.
+    pub(crate) fn check(&self, keyed: bool) -> Result<(), String> {
+        let option = match (self.slow_peers, self.replay) {
+            (SlowChoice::Conflate, _) => Some("--slow-peers conflate"),
+            (_, ReplayChoice::Snapshot) => Some("--replay snapshot"),
+            _ => None,
+        };
+        if let Some(option) = option.filter(|_| self.key.is_none() && !keyed) {
+            return Err(format!("{option} goes by the keys of messages: say with --key what they are"));
+        }
+        if self.replay != ReplayChoice::Oldest && (self.retain.is_some() || self.retain_age.is_some()) {
+            return Err(
+                "what is retained is for --replay oldest: add that, or leave --retain and --retain-age out".into()
+            );
+        }
+        Ok(())
     }
 
     /// What the key of this message is, by its content.

@@ -122,6 +122,10 @@ pub(crate) struct Flow {
 
 /// Runs until Ctrl-C.
 pub(crate) fn run(options: &Options) -> Result<Exit> {
+    if let Err(wrong) = options.publishing.check(false) {
+        note(wrong);
+        return Ok(Exit::Usage);
+    }
     let work = Work::new()?;
     let engine = options.common.engine()?;
     let Outward { places: OutPlaces { out_bind, out_connect }, out_mode, in_mode, out_guarantee } = &options.outward;
