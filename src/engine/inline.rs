@@ -27,6 +27,8 @@ struct Inner {
     seeds: RefCell<Rng>,
     /// The shard is being stepped, or has panicked while it was: then nobody steps it any more, least of all whoever unwinds.
     stepped: Cell<bool>,
+    /// What was asked from within a step, for its end. Only so much as the application asks there.
+    later: RefCell<Vec<Command>>,
     /// The backend cannot wait: see [`InlineEngine::over`].
     #[cfg(any(test, feature = "simulation"))]
     simulated: bool,
@@ -78,31 +80,55 @@ impl InlineEngine {
         Ok((shared, outlet))
     }
 
+    /// From within a step it is done at the end of that.
     pub(crate) fn command(&self, command: Command) {
-        self.step(|shard| shard.command(command));
+        if self.is_within() {
+            self.inner.later.borrow_mut().push(command);
+        } else {
+            // One that has panicked does nothing more.
+            let _ = self.step(|shard| shard.command(command));
+        }
     }
 
     /// Queues what the socket's log holds for its links; it goes out with the next turn.
     pub(crate) fn flush(&self, id: SocketId) {
-        self.step(|shard| shard.flush(id));
+        let _ = self.step(|shard| shard.flush(id));
     }
 
-    /// Nothing if the shard has panicked.
-    fn step<T>(&self, act: impl FnOnce(&mut Shard) -> T) -> Option<T> {
-        if self.inner.stepped.replace(true) {
-            return None;
+    /// Whether the caller has been called by the shard: by way of a log line, or of a payload that was dropped.
+    fn is_within(&self) -> bool {
+        self.inner.shard.try_borrow().is_err()
+    }
+
+    /// Whether the shard may be stepped.
+    pub(crate) fn check(&self) -> Result<(), EngineError> {
+        match self.inner.stepped.get() {
+            false => Ok(()),
+            true if self.is_within() => Err(EngineError::Reentered),
+            true => Err(EngineError::Panicked),
         }
-        let result = act(&mut self.inner.shard.borrow_mut());
-        self.inner.stepped.set(false);
-        Some(result)
     }
 
+    fn step<T>(&self, act: impl FnOnce(&mut Shard) -> T) -> Result<T, EngineError> {
+        self.check()?;
+        self.inner.stepped.set(true);
+        let mut shard = self.inner.shard.borrow_mut();
+        let result = act(&mut shard);
+        while !self.inner.later.borrow().is_empty() {
+            self.inner.later.take().into_iter().for_each(|command| shard.command(command));
+        }
+        drop(shard);
+        self.inner.stepped.set(false);
+        Ok(result)
+    }
+
+    /// 0 from within a step, and so is the next deadline.
     pub(crate) fn now_ns(&self) -> u64 {
-        self.inner.shard.borrow().now_ns()
+        self.inner.shard.try_borrow().map_or(0, |shard| shard.now_ns())
     }
 
     pub(crate) fn next_deadline_ns(&self) -> u64 {
-        self.inner.shard.borrow().next_deadline_ns()
+        self.inner.shard.try_borrow().map_or(0, |shard| shard.next_deadline_ns())
     }
 
     /// Steps the shard once; waits until `deadline_ns` at most for something to happen (0: not at all).
@@ -116,8 +142,7 @@ impl InlineEngine {
             };
             result.inspect_err(|_| shard.abandon())
         });
-        let turned = turned.unwrap_or_else(|| Err(std::io::Error::other("the engine has panicked")));
-        let turn = turned.map_err(EngineError::Backend)?;
+        let turn = turned?.map_err(EngineError::Backend)?;
         #[cfg(any(test, feature = "simulation"))]
         if self.inner.simulated && deadline_ns != 0 {
             return Err(EngineError::Backend(std::io::ErrorKind::WouldBlock.into()));
@@ -137,6 +162,7 @@ impl Inner {
             spin_ns,
             seeds: RefCell::new(seeds),
             stepped: Cell::new(false),
+            later: RefCell::default(),
             #[cfg(any(test, feature = "simulation"))]
             simulated: false,
         }
@@ -169,7 +195,7 @@ mod tests {
     impl Drop for Unwinding {
         fn drop(&mut self) {
             let mut stepped = false;
-            self.0.step(|_| stepped = true);
+            let _ = self.0.step(|_| stepped = true);
             assert!(!stepped && self.0.turn(0).is_err(), "a second panic, which ends the process");
         }
     }
@@ -185,7 +211,6 @@ mod tests {
         }));
         assert!(unwound.is_err());
         // Nor does anybody later.
-        let error = engine.turn(0).expect_err("the engine has ended").to_string();
-        assert!(error.contains("panicked"), "{error}");
+        assert!(matches!(engine.turn(0), Err(EngineError::Panicked)));
     }
 }

@@ -161,6 +161,10 @@ pub enum EngineError {
     UnknownBackend(String),
     /// An engine without shards.
     NoShards,
+    /// Inline: the engine is being driven, and the call came from within that.
+    Reentered,
+    /// Inline: the engine panicked while it was driven, and its sockets have ended.
+    Panicked,
 }
 
 impl fmt::Display for EngineError {
@@ -178,6 +182,11 @@ impl fmt::Display for EngineError {
                 write!(f, "AIOMSG_BACKEND is {name:?}: set it to uring, poll or auto, or unset it")
             }
             Self::NoShards => f.write_str("an engine needs at least one shard"),
+            Self::Reentered => f.write_str(
+                "the engine is being driven, and this call came from within (a tracing subscriber, or the drop of a \
+                 payload's owner): make it when the call that drives has returned",
+            ),
+            Self::Panicked => f.write_str("the engine has panicked, and its sockets have ended"),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::error::ControlError;
 use super::{Endpoint, EndpointError, blocking, core, inline, wait};
+use crate::engine::EngineError;
 use crate::protocol::Identity;
 use crate::shard::{Answer, Command, Reply, SocketId, SocketShared, Target};
 
@@ -198,6 +199,9 @@ impl inline::Socket {
     }
 
     fn control(&self, Request { command, reply, instead, .. }: Request) -> Result<(), ControlError> {
+        if let Err(EngineError::Reentered) = self.engine.inner.check() {
+            return Err(ControlError::Reentered);
+        }
         self.engine.inner.command(command);
         loop {
             if let Some(answer) = reply.take() {

@@ -74,6 +74,8 @@ pub enum BindError {
     },
     /// The socket is closed.
     Closed,
+    /// Inline: the call came from within the engine, and would have to wait for it.
+    Reentered,
 }
 
 impl fmt::Display for BindError {
@@ -92,6 +94,7 @@ impl fmt::Display for BindError {
                 write!(f, "cannot bind {endpoint}: {error}{hint}")
             }
             Self::Closed => f.write_str("the socket is closed"),
+            Self::Reentered => EngineError::Reentered.fmt(f),
         }
     }
 }
@@ -147,6 +150,8 @@ pub enum SendError {
     EngineStopped,
     /// No room within the given time (only calls that take one).
     TimedOut,
+    /// Inline: there is no room, and the call came from within the engine, which can make none before it returns.
+    Reentered,
 }
 
 impl fmt::Display for SendError {
@@ -171,6 +176,7 @@ impl fmt::Display for SendError {
                 write!(f, "no peer {identity} was ever connected: use an identity from peers() or recv_identity()")
             }
             Self::PeerGone(identity) => write!(f, "peer {identity} is not connected any more"),
+            Self::Reentered => EngineError::Reentered.fmt(f),
             Self::TimedOut => f.write_str("the log stayed full: the peers do not keep up, or there are none"),
         }
     }
@@ -287,6 +293,8 @@ pub enum ControlError {
     },
     /// The socket is closed.
     Closed,
+    /// Inline: the call came from within the engine, and would have to wait for it.
+    Reentered,
 }
 
 impl fmt::Display for ControlError {
@@ -309,6 +317,7 @@ impl fmt::Display for ControlError {
                 write!(f, "{max} peers have policies of their own: clear some, or set one for the socket or a listener")
             }
             Self::Closed => f.write_str("the socket is closed"),
+            Self::Reentered => EngineError::Reentered.fmt(f),
         }
     }
 }

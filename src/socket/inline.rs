@@ -4,9 +4,14 @@
 //! `send` only appends. What was appended goes out when the engine is driven next: in any call that waits, in [`Engine::poll`], in
 //! [`Socket::flush`], or by itself once 256 KiB are unsent (ROUNDROBIN to many: 32 KiB for each, 2 MiB in all). An application that goes quiet calls `flush`, and drives the engine
 //! again by [`Engine::next_deadline`], so that heartbeats go out.
+//!
+//! A call from within the engine, while it is driven (by a subscriber of `tracing`, or by an owner of a payload when it is dropped), does
+//! not drive it: `send` appends, `connect` and `drop` are done when the drive is, `recv` finds what is there, and what would have to
+//! wait is refused ([`EngineError::Reentered`], [`SendError::Reentered`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -88,6 +93,7 @@ impl Engine {
     /// When the backend is broken; all sockets of the engine have then ended.
     pub fn poll(&self, timeout: Option<Duration>, ready: &mut Vec<SocketId>) -> Result<(), EngineError> {
         ready.clear();
+        self.inner.check()?;
         self.collect(ready);
         let deadline_ns = if ready.is_empty() { self.deadline_ns(timeout) } else { 0 };
         self.flush_all();
@@ -103,11 +109,21 @@ impl Engine {
     }
 
     fn flush_all(&self) {
-        for (id, place) in self.sockets.borrow().iter() {
-            if place.unsent.take() > 0 && !planted(Bug::InlineUnsent) {
-                self.inner.flush(*id);
+        let mut from = Bound::Unbounded;
+        // The sockets are not borrowed meanwhile: what is called from within may open one, or drop it.
+        while let Some(id) = self.take_unsent(from) {
+            if !planted(Bug::InlineUnsent) {
+                self.inner.flush(id);
             }
+            from = Bound::Excluded(id);
         }
+    }
+
+    /// The next socket with something unsent, which is then up to the caller.
+    fn take_unsent(&self, from: Bound<SocketId>) -> Option<SocketId> {
+        let sockets = self.sockets.borrow();
+        let unsent = |place: &Place| place.unsent.take() > 0;
+        sockets.range((from, Bound::Unbounded)).find(|(_, place)| unsent(place)).map(|(id, _)| *id)
     }
 
     /// When the engine wants to be driven again though nothing arrives: a heartbeat, a reconnection.
@@ -127,6 +143,7 @@ impl Engine {
 
     /// Sends what was appended to all sockets and steps the shard once.
     pub(crate) fn drive(&self, deadline_ns: u64) -> Result<(), EngineError> {
+        self.inner.check()?;
         self.flush_all();
         self.inner.turn(deadline_ns).map(|_| ())
     }
@@ -231,17 +248,24 @@ impl Socket {
     pub fn send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), SendError> {
         let payload = message.into();
         if core::put_at_once(self.shared(), &mut self.outlet.borrow_mut(), &payload) {
-            return self.appended(payload.len()).map_err(|_| SendError::EngineStopped);
+            return self.appended(payload.len() + 5);
         }
         self.send_when_room(payload, |payload| self.try_send(payload))
     }
 
     /// Counts what was appended; sends once it is much.
     #[inline]
-    fn appended(&self, bytes: usize) -> Result<(), EngineError> {
-        let unsent = self.place.unsent.get() + bytes + 5;
+    fn appended(&self, bytes: usize) -> Result<(), SendError> {
+        let unsent = self.place.unsent.get() + bytes;
         self.place.unsent.set(unsent);
-        if unsent >= self.place.flush_bytes.get() { self.flush() } else { Ok(()) }
+        if unsent < self.place.flush_bytes.get() {
+            return Ok(());
+        }
+        match self.flush() {
+            // It goes out when the engine is driven next.
+            Ok(()) | Err(EngineError::Reentered) => Ok(()),
+            Err(_) => Err(SendError::EngineStopped),
+        }
     }
 
     #[cold]
@@ -258,7 +282,7 @@ impl Socket {
         loop {
             self.shared().begin_wait();
             let driven = self.flush_and_turn(u64::MAX);
-            let result = driven.map_err(|_| SendError::EngineStopped).and_then(|()| match put(payload) {
+            let result = driven.map_err(not_sent).and_then(|()| match put(payload) {
                 Ok(()) => Ok(None),
                 Err(TrySendError::Never(error)) => Err(error),
                 Err(TrySendError::Full(payload)) => Ok(Some(payload)),
@@ -287,7 +311,7 @@ impl Socket {
         core::check_open(self.shared()).map_err(TrySendError::Never)?;
         let bytes = payload.len();
         core::offer(self.shared(), &mut self.outlet.borrow_mut(), payload)?;
-        self.appended(bytes).map_err(|_| TrySendError::Never(SendError::EngineStopped))
+        self.appended(bytes + 5).map_err(TrySendError::Never)
     }
 
     /// Appends a message that is the newest value of `key`, see [`Socket::send_keyed`](crate::Socket::send_keyed). While the log is
@@ -313,7 +337,7 @@ impl Socket {
         core::check_open(self.shared()).map_err(TrySendError::Never)?;
         let bytes = payload.len();
         core::offer_keyed(self.shared(), &mut self.outlet.borrow_mut(), key.into(), payload)?;
-        self.appended(bytes).map_err(|_| TrySendError::Never(SendError::EngineStopped))
+        self.appended(bytes + 5).map_err(TrySendError::Never)
     }
 
     /// Forgets a key, see [`Socket::forget_key`](crate::Socket::forget_key).
@@ -334,7 +358,7 @@ impl Socket {
                 Err(TrySendError::Never(error)) => return Err(error),
                 Err(TrySendError::Full(payload)) => payload,
             };
-            self.flush_and_turn(u64::MAX).map_err(|_| SendError::EngineStopped)?;
+            self.flush_and_turn(u64::MAX).map_err(not_sent)?;
         }
     }
 
@@ -345,13 +369,9 @@ impl Socket {
     pub fn try_send_to<'a>(&self, identity: Identity, message: impl Into<Payload<'a>>) -> Result<(), TrySendError<'a>> {
         let payload = message.into();
         core::check_open(self.shared()).map_err(TrySendError::Never)?;
-        let unsent = self.place.unsent.get() + payload.len() + 41;
+        let bytes = payload.len();
         core::offer_to(self.shared(), &mut self.outlet.borrow_mut(), &identity, payload)?;
-        self.place.unsent.set(unsent);
-        if unsent >= self.place.flush_bytes.get() {
-            self.flush().map_err(|_| TrySendError::Never(SendError::EngineStopped))?;
-        }
-        Ok(())
+        self.appended(bytes + 41).map_err(TrySendError::Never)
     }
 
     /// The next message with everything about it; waits for at most `timeout` (`None`: for ever).
@@ -371,6 +391,7 @@ impl Socket {
     }
 
     fn flush_and_turn(&self, deadline_ns: u64) -> Result<(), EngineError> {
+        self.engine.inner.check()?;
         self.place.unsent.set(0);
         let shared = self.shared();
         if shared.config.send_mode == SendMode::RoundRobin {
@@ -456,8 +477,10 @@ impl Socket {
     ) -> Result<T, TryRecvError> {
         let deadline_ns = self.engine.deadline_ns(timeout);
         loop {
-            if self.engine.drive(deadline_ns).is_err() {
-                return Err(TryRecvError::Never(RecvError::EngineStopped));
+            match self.engine.drive(deadline_ns) {
+                Ok(()) => {}
+                Err(EngineError::Reentered) => return Err(TryRecvError::Empty),
+                Err(_) => return Err(TryRecvError::Never(RecvError::EngineStopped)),
             }
             match take(self) {
                 Err(TryRecvError::Empty) if deadline_ns == 0 || self.past(deadline_ns) => {
@@ -521,7 +544,7 @@ impl Socket {
     }
 
     /// Ends the socket: drives the engine until what was sent has drained, within the linger time, and every connection has had an
-    /// orderly end.
+    /// orderly end. From within the engine it ends likewise, and the report is empty.
     pub fn close(self) -> CloseReport {
         let reply = self.start_close();
         loop {
@@ -540,6 +563,14 @@ impl Socket {
         let linger_ns = self.shared().config.linger_ns;
         self.engine.inner.command(Command::Close { socket: self.id(), linger_ns, reply: reply.clone() });
         reply
+    }
+}
+
+/// Why a message was not accepted that had to wait.
+fn not_sent(error: EngineError) -> SendError {
+    match error {
+        EngineError::Reentered => SendError::Reentered,
+        _ => SendError::EngineStopped,
     }
 }
 

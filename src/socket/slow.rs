@@ -4,6 +4,7 @@
 use super::error::{BindError, ControlError};
 use super::{Endpoint, EndpointError, blocking, bound, core, inline, wait};
 use crate::backend::Address;
+use crate::engine::EngineError;
 use crate::protocol::Identity;
 use crate::shard::{Command, Flow, LagLimit, Own, Replay, Reply, SlowPolicy, SocketShared};
 
@@ -173,6 +174,9 @@ impl inline::Socket {
         options: &BindOptions,
     ) -> Result<Reply<std::io::Result<Address>>, BindError> {
         core::check_open(self.shared()).map_err(|_| BindError::Closed)?;
+        if let Err(EngineError::Reentered) = self.engine.inner.check() {
+            return Err(BindError::Reentered);
+        }
         let (socket, own, reply) = (self.id(), options.on(self.shared()), Reply::new());
         self.engine.inner.command(Command::Bind { socket, target: endpoint.0.clone(), own, reply: reply.clone() });
         Ok(reply)

@@ -1,12 +1,14 @@
 //! What only inline engines have: one thread that drives and waits for many sockets.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use aiomsg_uring::DeliveryGuarantee::AtLeastOnce;
 use aiomsg_uring::SendMode::{self, Publish, RoundRobin};
 use aiomsg_uring::inline::{Engine, Socket};
-use aiomsg_uring::{Backend, LagLimit, SlowPolicy, TryRecvError, Unkeyed};
+use aiomsg_uring::{Backend, BindError, ControlError, EngineError, LagLimit, SlowPolicy, TryRecvError, Unkeyed};
 
 use crate::common::{Log, PATIENCE, RawPeer, data, number, pattern};
 
@@ -23,6 +25,7 @@ backend_tests!([
     poll_waits_as_long_as_asked,
     deadlines_are_told,
     recv_gives_up_in_time,
+    calls_from_within_the_engine,
     an_engine_outlives_its_sockets,
     closing_on_one_thread,
     what_came_before_a_close_is_read,
@@ -289,6 +292,57 @@ fn recv_gives_up_in_time(backend: Backend) {
     assert!(one.recv(Some(Duration::from_millis(50))).is_err());
     assert!(began.elapsed() >= Duration::from_millis(50));
     assert!(matches!(one.try_recv(), Err(TryRecvError::Empty)));
+}
+
+thread_local! {
+    /// Called with the next line of the log.
+    static WITHIN: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
+}
+
+/// As a subscriber of the log may make them. None panics or hangs, what must wait for the engine says why it cannot, and the rest is done.
+fn calls_from_within_the_engine(backend: Backend) {
+    let call = || {
+        WITHIN.take().into_iter().for_each(|call| call());
+        std::io::sink()
+    };
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(call).finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+
+    let engine = engine(backend);
+    let (one, gone) = pair(&engine, Publish);
+    let (feed, from, opened) = (Rc::new(socket(&engine, Publish)), gone.identity(), Rc::new(Cell::new(None)));
+    let address = feed.bind("127.0.0.1:0").expect("bound");
+    let one = Rc::new(one);
+    let calls = {
+        let (one, feed, engine, opened) = (one.clone(), feed.clone(), engine.clone(), opened.clone());
+        move || {
+            let mut ready = Vec::new();
+            assert!(matches!(engine.poll(None, &mut ready), Err(EngineError::Reentered)));
+            assert!(matches!(one.flush(), Err(EngineError::Reentered)));
+            assert!(matches!(one.bind("127.0.0.1:0"), Err(BindError::Reentered)));
+            assert_eq!(one.disconnect(from), Err(ControlError::Reentered));
+            assert_eq!(one.recv(None), Err(TryRecvError::Empty));
+            assert_eq!(one.recv(Some(PATIENCE)), Err(TryRecvError::Empty));
+            assert!(one.wait_for_peers(9, PATIENCE).is_err());
+            assert!(engine.next_deadline().is_some_and(|at| at <= Instant::now()));
+            drop(gone);
+            // More than goes out by itself.
+            (0..40).for_each(|_| feed.send(pattern(10_000)).expect("appended"));
+            let late = socket(&engine, Publish);
+            late.connect(address).expect("connecting");
+            opened.set(Some(late));
+        }
+    };
+    WITHIN.set(Some(Box::new(calls)));
+    one.bind("127.0.0.1:0").expect("bound, and logged");
+
+    let late = opened.take().expect("called");
+    feed.send(&number(1)).expect("sent");
+    (0..40).for_each(|_| assert_eq!(late.recv(Some(PATIENCE)).expect("a message").len(), 10_000));
+    assert_eq!(late.recv(Some(PATIENCE)).expect("a message")[..], number(1));
+    while !one.peers().is_empty() {
+        engine.poll(Some(Duration::from_millis(5)), &mut Vec::new()).expect("driven");
+    }
 }
 
 fn an_engine_outlives_its_sockets(backend: Backend) {
