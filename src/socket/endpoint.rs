@@ -52,7 +52,13 @@ impl Endpoint {
         if let Ok(ip) = bare.parse::<IpAddr>() {
             return Ok(SocketAddr::new(ip, port).into());
         }
-        if bare.is_empty() || bare.len() > 253 || bare.chars().any(|c| c.is_whitespace() || ":/[]@".contains(c)) {
+        if bare.is_empty() {
+            return Err(EndpointError::new(
+                &format!(":{port}"),
+                "has no host: write host:port, or *:port for all interfaces",
+            ));
+        }
+        if bare.len() > 253 || bare.chars().any(|c| c.is_whitespace() || ":/[]@".contains(c)) {
             return Err(EndpointError::new(host, "is no host name and no address"));
         }
         Ok(Endpoint(Target::Name { host: bare.to_owned(), port }))

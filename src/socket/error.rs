@@ -83,12 +83,15 @@ impl fmt::Display for BindError {
         match self {
             Self::Endpoint(error) => error.fmt(f),
             Self::Io { endpoint, error } => {
-                let hint = match error.kind() {
-                    std::io::ErrorKind::AddrInUse => {
-                        "; another program listens there: choose another port, or 0 for a free one"
+                use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
+                let hint = match (error.kind(), endpoint.starts_with("unix:")) {
+                    (AddrInUse, false) => "; another program listens there: choose another port, or 0 for a free one",
+                    (AddrInUse, true) => {
+                        "; another program listens there, or the file is no socket: choose another path"
                     }
-                    std::io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
-                    std::io::ErrorKind::PermissionDenied => "; ports below 1024 need the right to bind them",
+                    (AddrNotAvailable, _) => "; no interface of this machine has that address",
+                    (PermissionDenied, false) => "; ports below 1024 need the right to bind them",
+                    (PermissionDenied, true) => "; its folder must be writable",
                     _ => "",
                 };
                 write!(f, "cannot bind {endpoint}: {error}{hint}")

@@ -5,15 +5,20 @@ use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::process::{Program, run, run_with};
+use super::process::{Program, folder, run, run_with};
 
 #[test]
 fn mistakes_are_told_in_a_line_that_says_what_to_do() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("bound");
     let taken = taken.local_addr().expect("an address").to_string();
-    let cases: [(&[&str], i32, &str); 17] = [
+    let file = folder("no-socket").join("file");
+    std::fs::write(&file, "").expect("written");
+    let file = format!("unix:{}", file.display());
+    let cases: [(&[&str], i32, &str); 19] = [
         (&["sub", "--bind", &taken], 1, "another program listens there"),
         (&["echo", "--bind", &taken], 1, "another program listens there"),
+        (&["sub", "--bind", &file], 1, "choose another path"),
+        (&["sub", "--bind", ":9"], 2, "*:port for all interfaces"),
         (&["sub", "--bind", "127.0.0.1"], 2, "has no port: write host:port"),
         (&["pub", "--connect", "ftp://a:1", "--data", "x"], 2, "unknown scheme"),
         (&["pub", "--connect", "127.0.0.1:0", "--data", "x"], 1, "port 0"),
