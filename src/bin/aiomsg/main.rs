@@ -109,3 +109,24 @@ fn run(arguments: &Arguments) -> Result<Exit> {
         Command::Man(options) => pages::man(options, Arguments::command()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_examples_in_help_are_command_lines_that_work() {
+        let mut found = 0;
+        for command in Arguments::command().get_subcommands() {
+            let help = command.get_after_long_help().or(command.get_after_help());
+            let help = help.map(ToString::to_string).unwrap_or_default();
+            let examples = help.split_once("Exit codes").map_or("", |(examples, _)| examples);
+            for line in examples.split(['\n', '|']).map(str::trim).filter(|line| line.starts_with("aiomsg ")) {
+                let words = line.split_whitespace().map(|word| word.trim_matches('\''));
+                assert!(Arguments::try_parse_from(words).is_ok(), "{line}");
+                found += 1;
+            }
+        }
+        assert!(found >= 10, "{found}");
+    }
+}

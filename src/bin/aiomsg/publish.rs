@@ -76,8 +76,8 @@ const LONG_HELP: &str = "Examples:
   seq 10 | aiomsg pub --bind 127.0.0.1:25000 --wait-peers 1
   aiomsg pub --connect host:25000 --mode roundrobin --guarantee at-least-once --input jobs.txt
   aiomsg pub --bind unix:/run/feed.sock --data tick --count 100 --rate 10
-  quotes | aiomsg pub --bind *:25000 --key word --replay snapshot --slow-peers conflate
-  aiomsg sub --connect a:1 --json | aiomsg pub --bind :2 --json
+  quotes | aiomsg pub --bind '*:25000' --key word --replay snapshot --slow-peers conflate
+  aiomsg sub --connect a:1 --json | aiomsg pub --bind '*:2' --json
 
 Exit codes:
   0    done

@@ -22,7 +22,7 @@ pub(crate) struct Publishing {
     /// When a peer does not keep up: wait for it, 10 s at most, then disconnect it; drop its oldest or its newest messages; disconnect it after a second; or conflate: give it the newest message of each key, see --key. Publish mode only
     #[arg(long, value_enum, value_name = "POLICY", default_value_t = SlowChoice::Wait)]
     slow_peers: SlowChoice,
-    /// How many messages a peer may be behind before that [default: what half of the log holds, 16 MiB]
+    /// How many messages a peer may be behind before that [default: what half of the log holds, 16 MiB; to wait, all of it]
     #[arg(long, value_name = "MESSAGES", value_parser = clap::value_parser!(u64).range(1..))]
     lag_max: Option<u64>,
     /// What the key of a message is: its first word (up to white space or a comma), or its first so many bytes

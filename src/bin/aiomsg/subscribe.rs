@@ -52,7 +52,7 @@ pub(crate) struct Options {
 
 const LONG_HELP: &str = "Examples:
   aiomsg sub --connect 127.0.0.1:25000
-  aiomsg sub --bind *:25000 --json | jq -r .text
+  aiomsg sub --bind '*:25000' --json | jq -r .text
   aiomsg sub --connect a:1 --connect b:1 --framing length --output feed.bin
 
 Exit codes:

@@ -23,7 +23,7 @@ const PEERS_SHOWN: usize = 30;
 /// The options of `aiomsg top`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:
-  aiomsg relay --in-bind *:25000 --out-bind *:25001 --metrics unix:/run/relay.metrics
+  aiomsg relay --in-bind '*:25000' --out-bind '*:25001' --metrics unix:/run/relay.metrics
   aiomsg top unix:/run/relay.metrics
   curl --unix-socket /run/relay.metrics http://localhost/metrics
 

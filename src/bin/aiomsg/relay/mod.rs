@@ -95,13 +95,13 @@ struct OutPlaces {
 
 const LONG_HELP: &str = "Examples:
   publishers and subscribers all connect here:
-      aiomsg relay --in-bind *:25000 --out-bind *:25001
+      aiomsg relay --in-bind '*:25000' --out-bind '*:25001'
   jobs of many producers are dealt to workers, and kept until a worker acknowledges them:
-      aiomsg relay --in-bind *:25000 --out-bind *:25001 --out-mode roundrobin --out-guarantee at-least-once
+      aiomsg relay --in-bind '*:25000' --out-bind '*:25001' --out-mode roundrobin --out-guarantee at-least-once
   the newest value of each key, for those who come late:
-      aiomsg relay --in-connect feed:25000 --out-bind *:25001 --key word --replay snapshot
+      aiomsg relay --in-connect feed:25000 --out-bind '*:25001' --key word --replay snapshot
   clients ask, workers answer:
-      aiomsg relay --in-bind *:25000 --out-bind *:25001 --replies
+      aiomsg relay --in-bind '*:25000' --out-bind '*:25001' --replies
 
 A message is acknowledged to its sender when the out socket has taken it; if the relay is killed after that, it is lost.
 
