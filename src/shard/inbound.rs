@@ -67,26 +67,35 @@ pub(crate) struct Message {
 pub(crate) struct Walker {
     current: Option<Inbound>,
     at: usize,
-    /// Automatic acknowledgement: the message that the application has in hand.
-    in_hand: Option<Ack>,
-    /// Or the messages, from an offset on.
-    run_in_hand: Option<(Inbound, usize)>,
+    in_hand: InHand,
+}
+
+/// Automatic acknowledgement: what the application has in hand.
+#[derive(Default)]
+enum InHand {
+    #[default]
+    Nothing,
+    Message(Ack),
+    /// The messages of a run, from an offset on.
+    Run(Inbound, usize),
 }
 
 impl Walker {
     /// The next message, if one is there.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn next(&mut self, shared: &SocketShared) -> Option<Message> {
         self.next_with(shared, |run, payload, ack| Message { identity: run.identity, payload, ack })
     }
 
     /// The payload of the next message: half the time of [`next`](Self::next), as nothing else has to be moved.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn next_payload(&mut self, shared: &SocketShared) -> Option<Bytes> {
         self.next_with(shared, |_, payload, _| payload)
     }
 
-    #[inline]
+    // Inlined, so that a message is not moved through memory once more at each call: what was stored in words is not yet there to be
+    // loaded in pairs.
+    #[inline(always)]
     fn next_with<T>(&mut self, shared: &SocketShared, make: impl Fn(&Inbound, Bytes, Option<Ack>) -> T) -> Option<T> {
         self.let_go(shared);
         loop {
@@ -95,7 +104,7 @@ impl Walker {
             {
                 let ack = m.msg_id.map(|id| Ack { shard: run.shard, link: run.link, id });
                 if ack.is_some() && shared.config.ack_mode == AckMode::Automatic {
-                    self.in_hand = ack;
+                    self.in_hand = ack.map_or(InHand::Nothing, InHand::Message);
                 }
                 return Some(make(run, run.frames.slice(m.payload), ack));
             }
@@ -119,7 +128,7 @@ impl Walker {
                     shared.resume_reading();
                 }
                 if first.msg_id.is_some() && shared.config.ack_mode == AckMode::Automatic {
-                    self.run_in_hand = Some((run.clone(), from));
+                    self.in_hand = InHand::Run(run.clone(), from);
                 }
                 return Some((run, from));
             }
@@ -137,20 +146,22 @@ impl Walker {
     /// The application asks for more: it is done with what it has had in hand.
     #[inline]
     fn let_go(&mut self, shared: &SocketShared) {
-        if let Some(ack) = self.in_hand.take() {
-            shared.acknowledge(ack.shard, ack.link, &[ack.id]);
-        }
-        if self.run_in_hand.is_some() {
-            self.let_run_go(shared);
+        if !matches!(self.in_hand, InHand::Nothing) {
+            self.acknowledge(shared);
         }
     }
 
     #[cold]
-    fn let_run_go(&mut self, shared: &SocketShared) {
-        let Some((run, mut at)) = self.run_in_hand.take() else { return };
-        let next = || protocol::next_message(&run.frames, &mut at);
-        let ids: Vec<MsgId> = std::iter::from_fn(next).filter_map(|message| message.msg_id).collect();
-        shared.acknowledge(run.shard, run.link, &ids);
+    fn acknowledge(&mut self, shared: &SocketShared) {
+        match std::mem::take(&mut self.in_hand) {
+            InHand::Nothing => {}
+            InHand::Message(ack) => shared.acknowledge(ack.shard, ack.link, &[ack.id]),
+            InHand::Run(run, mut at) => {
+                let next = || protocol::next_message(&run.frames, &mut at);
+                let ids: Vec<MsgId> = std::iter::from_fn(next).filter_map(|message| message.msg_id).collect();
+                shared.acknowledge(run.shard, run.link, &ids);
+            }
+        }
     }
 
     /// The application closes the socket: it is done with what it has had.

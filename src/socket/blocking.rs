@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::core::Take;
 use super::{
     Batch, BindError, BindOptions, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Key, Payload,
     Received, RecvError, SendError, SocketBuilder, TryRecvError, TrySendError, WaitError, wait,
 };
 use crate::backend::Address;
 use crate::protocol::Identity;
-use crate::shard::{Event, Message, PeerStats, Phase, Stats};
+use crate::shard::{Event, PeerStats, Phase, Stats};
 
 /// A [`Socket`](crate::Socket) whose calls block. Clones are handles to the same socket.
 ///
@@ -193,8 +194,9 @@ impl Socket {
     ///
     /// # Errors
     /// As [`recv`](Self::recv).
+    #[inline]
     pub fn recv_message(&self) -> Result<Received, RecvError> {
-        let message = self.next(None, super::Socket::try_message).map_err(ended)?;
+        let message = self.next(None).map_err(ended)?;
         Ok(Received::new(&self.socket.inner.shared, message))
     }
 
@@ -202,8 +204,9 @@ impl Socket {
     ///
     /// # Errors
     /// As [`recv_timeout`](Self::recv_timeout).
+    #[inline]
     pub fn recv_message_timeout(&self, timeout: Duration) -> Result<Received, TryRecvError> {
-        let message = self.next(Instant::now().checked_add(timeout), super::Socket::try_message)?;
+        let message = self.next(Some(timeout))?;
         Ok(Received::new(&self.socket.inner.shared, message))
     }
 
@@ -211,33 +214,36 @@ impl Socket {
     ///
     /// # Errors
     /// When the socket is closed and all that had arrived was taken.
+    #[inline]
     pub fn recv(&self) -> Result<Bytes, RecvError> {
-        self.next(None, super::Socket::try_recv).map_err(ended)
+        self.next(None).map_err(ended)
     }
 
     /// The next message; blocks for at most `timeout`.
     ///
     /// # Errors
     /// [`TryRecvError::Empty`] when none came in time, or as [`recv`](Self::recv).
+    #[inline]
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Bytes, TryRecvError> {
-        self.next(Instant::now().checked_add(timeout), super::Socket::try_recv)
+        self.next(Some(timeout))
     }
 
     /// The next message and who sent it; blocks until there is one.
     ///
     /// # Errors
     /// As [`recv`](Self::recv).
+    #[inline]
     pub fn recv_identity(&self) -> Result<(Identity, Bytes), RecvError> {
-        self.next(None, super::Socket::try_message).map(|m: Message| (m.identity, m.payload)).map_err(ended)
+        self.next(None).map_err(ended)
     }
 
     /// The next message and who sent it; blocks for at most `timeout`.
     ///
     /// # Errors
     /// As [`recv_timeout`](Self::recv_timeout).
+    #[inline]
     pub fn recv_identity_timeout(&self, timeout: Duration) -> Result<(Identity, Bytes), TryRecvError> {
-        let deadline = Instant::now().checked_add(timeout);
-        self.next(deadline, super::Socket::try_message).map(|m| (m.identity, m.payload))
+        self.next(Some(timeout))
     }
 
     /// The messages of one peer that have arrived together; blocks until there are some.
@@ -245,7 +251,7 @@ impl Socket {
     /// # Errors
     /// As [`recv`](Self::recv).
     pub fn recv_batch(&self) -> Result<Batch, RecvError> {
-        self.next(None, super::Socket::try_recv_batch).map_err(ended)
+        self.next(None).map_err(ended)
     }
 
     /// The messages of one peer that have arrived together; blocks for at most `timeout`.
@@ -253,34 +259,40 @@ impl Socket {
     /// # Errors
     /// As [`recv_timeout`](Self::recv_timeout).
     pub fn recv_batch_timeout(&self, timeout: Duration) -> Result<Batch, TryRecvError> {
-        self.next(Instant::now().checked_add(timeout), super::Socket::try_recv_batch)
+        self.next(Some(timeout))
     }
 
     /// The next message if one is there, see [`Socket::try_recv`](crate::Socket::try_recv).
     ///
     /// # Errors
     /// When none is there, or none will come any more.
+    #[inline]
     pub fn try_recv(&self) -> Result<Bytes, TryRecvError> {
         self.socket.try_recv()
     }
 
-    fn next<T>(
-        &self,
-        deadline: Option<Instant>,
-        take: impl Fn(&super::Socket) -> Result<T, TryRecvError>,
-    ) -> Result<T, TryRecvError> {
+    #[inline(always)]
+    fn next<T: Take>(&self, timeout: Option<Duration>) -> Result<T, TryRecvError> {
+        match self.socket.take() {
+            Some(taken) => Ok(taken),
+            None => self.wait_for_next(timeout),
+        }
+    }
+
+    #[cold]
+    fn wait_for_next<T: Take>(&self, timeout: Option<Duration>) -> Result<T, TryRecvError> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
-            match take(&self.socket) {
-                Err(TryRecvError::Empty) => {}
-                other => return other,
-            }
             let arrival = wait::Arrival::new(self.socket.shared(), &self.socket.inner.waiting);
-            match take(&self.socket) {
-                Err(TryRecvError::Empty) => {}
-                other => return other,
+            if let Some(taken) = self.socket.take() {
+                return Ok(taken);
             }
-            if !arrival.block(deadline) {
-                return Err(TryRecvError::Empty);
+            match self.socket.none_left() {
+                TryRecvError::Empty if arrival.block(deadline) => {}
+                none_left => return Err(none_left),
+            }
+            if let Some(taken) = self.socket.take() {
+                return Ok(taken);
             }
         }
     }

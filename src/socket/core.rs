@@ -151,39 +151,48 @@ pub(super) fn check_open(shared: &SocketShared) -> Result<(), SendError> {
     }
 }
 
-/// The next message, if one is there.
-#[inline]
-pub(super) fn try_next(shared: &SocketShared, walker: &mut Walker) -> Result<Message, TryRecvError> {
-    match walker.next(shared) {
-        Some(message) => Ok(message),
-        None => Err(none_left(shared)),
+/// What a consumer can take out of the receive queue. An `Option` and not a `Result`: why there is nothing is asked only when there is
+/// nothing ([`none_left`]).
+// A trait and not a closure, so that it is inlined into whoever receives: each call on the way would move the message through memory.
+pub(super) trait Take: Sized {
+    /// The next one, if one is there.
+    fn take(walker: &mut Walker, shared: &SocketShared) -> Option<Self>;
+}
+
+impl Take for Bytes {
+    #[inline(always)]
+    fn take(walker: &mut Walker, shared: &SocketShared) -> Option<Bytes> {
+        walker.next_payload(shared)
     }
 }
 
-/// The payload of the next message, if one is there.
-#[inline]
-pub(super) fn try_next_payload(shared: &SocketShared, walker: &mut Walker) -> Result<Bytes, TryRecvError> {
-    match walker.next_payload(shared) {
-        Some(payload) => Ok(payload),
-        None => Err(none_left(shared)),
+impl Take for Message {
+    #[inline(always)]
+    fn take(walker: &mut Walker, shared: &SocketShared) -> Option<Message> {
+        walker.next(shared)
     }
 }
 
-/// The messages that arrived together, if some are there.
-#[inline]
-pub(super) fn try_next_batch(shared: &SocketShared, walker: &mut Walker) -> Result<Batch, TryRecvError> {
-    match walker.next_run(shared) {
-        Some((run, from)) => Ok(Batch::new(run.identity, run.frames, from)),
-        None => Err(none_left(shared)),
+impl Take for (Identity, Bytes) {
+    #[inline(always)]
+    fn take(walker: &mut Walker, shared: &SocketShared) -> Option<(Identity, Bytes)> {
+        walker.next(shared).map(|message| (message.identity, message.payload))
     }
 }
 
+impl Take for Batch {
+    fn take(walker: &mut Walker, shared: &SocketShared) -> Option<Batch> {
+        walker.next_run(shared).map(|(run, from)| Batch::new(run.identity, run.frames, from))
+    }
+}
+
+/// Why a consumer got nothing. `Empty` also if there is something by now.
 #[cold]
-fn none_left(shared: &SocketShared) -> TryRecvError {
-    // The phase first: what arrived before it changed is in the queue.
+pub(super) fn none_left(shared: &SocketShared, walker: &Walker) -> TryRecvError {
+    // The phase first: what arrived before it changed is in the queue, or another consumer has begun with it.
     match shared.phase() {
         Phase::Open => TryRecvError::Empty,
-        _ if !shared.inbox.is_empty() => TryRecvError::Empty,
+        _ if walker.is_midway() || !shared.inbox.is_empty() => TryRecvError::Empty,
         Phase::EngineStopped => TryRecvError::Never(RecvError::EngineStopped),
         _ => TryRecvError::Never(RecvError::Closed),
     }

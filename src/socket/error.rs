@@ -209,6 +209,8 @@ impl fmt::Display for TrySendError<'_> {
 impl std::error::Error for TrySendError<'_> {}
 
 /// Why no message will come any more.
+// A word, so that a `Result` of it and a message moves in words, not in bytes.
+#[repr(usize)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RecvError {

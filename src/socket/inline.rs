@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::core::Take;
 use super::{
     Batch, BindError, BindOptions, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Key, Payload,
     Received, RecvError, SendError, TryRecvError, TrySendError, WaitError, core,
@@ -28,8 +29,8 @@ use crate::engine::{EngineBuilder, EngineError, EngineInfo};
 use crate::protocol::Identity;
 use crate::sabotage::{Bug, planted};
 use crate::shard::{
-    Command, Event, Message, Outlet, PeerStats, Reply, SendMode, ShardStats, SocketConfig, SocketId, SocketShared,
-    Stats, Walker, nanos,
+    Command, Event, Outlet, PeerStats, Reply, SendMode, ShardStats, SocketConfig, SocketId, SocketShared, Stats,
+    Walker, nanos,
 };
 
 /// Bytes appended after which `send` sends by itself: one chunk, what one operation takes.
@@ -379,7 +380,7 @@ impl Socket {
     /// # Errors
     /// As [`recv`](Self::recv).
     pub fn recv_message(&self, timeout: Option<Duration>) -> Result<Received, TryRecvError> {
-        self.next(timeout, Self::try_message).map(|message| Received::new(&self.place.shared, message))
+        self.next(timeout).map(|message| Received::new(&self.place.shared, message))
     }
 
     /// Sends what was appended, without waiting.
@@ -406,16 +407,18 @@ impl Socket {
     ///
     /// # Errors
     /// [`TryRecvError::Empty`] when none came in time; or when the socket is closed and all that had arrived was taken.
+    #[inline]
     pub fn recv(&self, timeout: Option<Duration>) -> Result<Bytes, TryRecvError> {
-        self.next(timeout, Self::try_recv)
+        self.next(timeout)
     }
 
     /// The next message and who sent it; waits for at most `timeout` (`None`: for ever).
     ///
     /// # Errors
     /// As [`recv`](Self::recv).
+    #[inline]
     pub fn recv_identity(&self, timeout: Option<Duration>) -> Result<(Identity, Bytes), TryRecvError> {
-        self.next(timeout, Self::try_message).map(|message| (message.identity, message.payload))
+        self.next(timeout)
     }
 
     /// The messages of one peer that have arrived together; waits for at most `timeout` (`None`: for ever).
@@ -423,7 +426,7 @@ impl Socket {
     /// # Errors
     /// As [`recv`](Self::recv).
     pub fn recv_batch(&self, timeout: Option<Duration>) -> Result<Batch, TryRecvError> {
-        self.next(timeout, Self::try_recv_batch)
+        self.next(timeout)
     }
 
     /// The next message if one has been received; does not drive the engine.
@@ -432,7 +435,7 @@ impl Socket {
     /// When none is there, or none will come any more.
     #[inline]
     pub fn try_recv(&self) -> Result<Bytes, TryRecvError> {
-        core::try_next_payload(self.shared(), &mut self.place.walker.borrow_mut())
+        self.try_next()
     }
 
     /// The next message and who sent it, if one has been received; does not drive the engine.
@@ -441,7 +444,7 @@ impl Socket {
     /// As [`try_recv`](Self::try_recv).
     #[inline]
     pub fn try_recv_identity(&self) -> Result<(Identity, Bytes), TryRecvError> {
-        self.try_message().map(|message| (message.identity, message.payload))
+        self.try_next()
     }
 
     /// The messages of one peer that have arrived together, if some have been received; does not drive the engine.
@@ -449,46 +452,49 @@ impl Socket {
     /// # Errors
     /// As [`try_recv`](Self::try_recv).
     pub fn try_recv_batch(&self) -> Result<Batch, TryRecvError> {
-        core::try_next_batch(self.shared(), &mut self.place.walker.borrow_mut())
+        self.try_next()
     }
 
-    #[inline]
-    fn try_message(&self) -> Result<Message, TryRecvError> {
-        core::try_next(self.shared(), &mut self.place.walker.borrow_mut())
+    #[inline(always)]
+    fn take<T: Take>(&self) -> Option<T> {
+        T::take(&mut self.place.walker.borrow_mut(), self.shared())
     }
 
-    #[inline]
-    fn next<T>(
-        &self,
-        timeout: Option<Duration>,
-        take: impl Fn(&Self) -> Result<T, TryRecvError>,
-    ) -> Result<T, TryRecvError> {
-        match take(self) {
-            Err(TryRecvError::Empty) => self.next_driven(timeout, take),
-            taken => taken,
+    fn none_left(&self) -> TryRecvError {
+        core::none_left(self.shared(), &self.place.walker.borrow())
+    }
+
+    #[inline(always)]
+    fn try_next<T: Take>(&self) -> Result<T, TryRecvError> {
+        self.take().ok_or_else(|| self.none_left())
+    }
+
+    #[inline(always)]
+    fn next<T: Take>(&self, timeout: Option<Duration>) -> Result<T, TryRecvError> {
+        match self.take() {
+            Some(taken) => Ok(taken),
+            None => self.next_driven(timeout),
         }
     }
 
     #[cold]
-    fn next_driven<T>(
-        &self,
-        timeout: Option<Duration>,
-        take: impl Fn(&Self) -> Result<T, TryRecvError>,
-    ) -> Result<T, TryRecvError> {
+    fn next_driven<T: Take>(&self, timeout: Option<Duration>) -> Result<T, TryRecvError> {
         let deadline_ns = self.engine.deadline_ns(timeout);
+        let mut may_drive = true;
         loop {
+            match self.none_left() {
+                TryRecvError::Empty if may_drive => {}
+                none_left => return Err(none_left),
+            }
             match self.engine.drive(deadline_ns) {
                 Ok(()) => {}
                 Err(EngineError::Reentered) => return Err(TryRecvError::Empty),
                 Err(_) => return Err(TryRecvError::Never(RecvError::EngineStopped)),
             }
-            match take(self) {
-                Err(TryRecvError::Empty) if deadline_ns == 0 || self.past(deadline_ns) => {
-                    return Err(TryRecvError::Empty);
-                }
-                Err(TryRecvError::Empty) => {}
-                taken => return taken,
+            if let Some(taken) = self.take() {
+                return Ok(taken);
             }
+            may_drive = deadline_ns != 0 && !self.past(deadline_ns);
         }
     }
 

@@ -18,16 +18,18 @@ mod slow;
 mod stream;
 mod wait;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use self::core::Take;
 use crate::backend::Address;
 use crate::engine::Engine;
 use crate::protocol::Identity;
-use crate::shard::{Command, Ended, Event, Message, Outlet, PeerStats, Phase, Reply, SocketShared, Stats, Walker};
+use crate::queue::Turns;
+use crate::shard::{Command, Ended, Event, Outlet, PeerStats, Phase, Reply, SocketShared, Stats, Walker};
 
 pub use crate::shard::{CloseReport, Undelivered};
 pub use builder::SocketBuilder;
@@ -83,9 +85,9 @@ pub type Søcket = Socket;
 struct Inner {
     shared: Arc<SocketShared>,
     /// Producers take turns here; no reader ever does.
-    outlet: Mutex<Outlet>,
+    outlet: Turns<Outlet>,
     /// Consumers take turns here; no shard ever does.
-    walker: Mutex<Walker>,
+    walker: Turns<Walker>,
     /// Consumers that wait for a message.
     waiting: AtomicUsize,
     /// Keeps the threads.
@@ -95,18 +97,13 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.shared.phase() == Phase::Open {
-            whole(&self.walker).finish(&self.shared);
+            self.walker.take().finish(&self.shared);
             for port in self.shared.ports.iter() {
                 let linger_ns = self.shared.config.linger_ns;
                 let _ = port.command(Command::Close { socket: self.shared.id, linger_ns, reply: Reply::new() });
             }
         }
     }
-}
-
-fn whole<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What the locks guard is whole between any two operations on it.
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Socket {
@@ -127,8 +124,8 @@ impl Socket {
         Socket {
             inner: Arc::new(Inner {
                 shared,
-                outlet: Mutex::new(outlet),
-                walker: Mutex::new(Walker::default()),
+                outlet: Turns::new(outlet),
+                walker: Turns::new(Walker::default()),
                 waiting: AtomicUsize::new(0),
                 _engine: engine,
             }),
@@ -239,7 +236,7 @@ impl Socket {
     #[inline]
     fn send_at_once(&self, payload: &Payload<'_>) -> bool {
         let shared = self.shared();
-        let sent = core::put_at_once(shared, &mut whole(&self.inner.outlet), payload);
+        let sent = core::put_at_once(shared, &mut self.inner.outlet.take(), payload);
         if sent {
             shared.appended();
         }
@@ -253,7 +250,7 @@ impl Socket {
     pub fn try_send<'a>(&self, message: impl Into<Payload<'a>>) -> Result<(), TrySendError<'a>> {
         let shared = self.shared();
         core::check_open(shared).map_err(TrySendError::Never)?;
-        core::offer(shared, &mut whole(&self.inner.outlet), message.into())?;
+        core::offer(shared, &mut self.inner.outlet.take(), message.into())?;
         shared.appended();
         Ok(())
     }
@@ -285,7 +282,7 @@ impl Socket {
     ) -> Result<(), TrySendError<'a>> {
         let shared = self.shared();
         core::check_open(shared).map_err(TrySendError::Never)?;
-        core::offer_keyed(shared, &mut whole(&self.inner.outlet), key.into(), message.into())?;
+        core::offer_keyed(shared, &mut self.inner.outlet.take(), key.into(), message.into())?;
         shared.appended();
         Ok(())
     }
@@ -327,7 +324,7 @@ impl Socket {
     pub fn try_send_to<'a>(&self, identity: Identity, message: impl Into<Payload<'a>>) -> Result<(), TrySendError<'a>> {
         let shared = self.shared();
         core::check_open(shared).map_err(TrySendError::Never)?;
-        let shard = core::offer_to(shared, &mut whole(&self.inner.outlet), &identity, message.into())?;
+        let shard = core::offer_to(shared, &mut self.inner.outlet.take(), &identity, message.into())?;
         shared.mark_dirty(shard);
         Ok(())
     }
@@ -337,15 +334,16 @@ impl Socket {
     /// # Errors
     /// As [`recv`](Self::recv).
     pub async fn recv_message(&self) -> Result<Received, RecvError> {
-        self.next(Self::try_message).await.map(|message| Received::new(&self.inner.shared, message))
+        self.next().await.map(|message| Received::new(&self.inner.shared, message))
     }
 
     /// The next message with everything about it, if one is there.
     ///
     /// # Errors
     /// As [`try_recv`](Self::try_recv).
+    #[inline]
     pub fn try_recv_message(&self) -> Result<Received, TryRecvError> {
-        self.try_message().map(|message| Received::new(&self.inner.shared, message))
+        self.try_next().map(|message| Received::new(&self.inner.shared, message))
     }
 
     /// The next message from any peer.
@@ -353,7 +351,7 @@ impl Socket {
     /// # Errors
     /// When the socket is closed and all that had arrived was taken.
     pub async fn recv(&self) -> Result<Bytes, RecvError> {
-        self.next(Self::try_recv).await
+        self.next().await
     }
 
     /// The next message and who sent it.
@@ -361,7 +359,7 @@ impl Socket {
     /// # Errors
     /// As [`recv`](Self::recv).
     pub async fn recv_identity(&self) -> Result<(Identity, Bytes), RecvError> {
-        self.next(Self::try_message).await.map(|message| (message.identity, message.payload))
+        self.next().await
     }
 
     /// The messages of one peer that have arrived together. The cheapest way to receive many small ones.
@@ -369,7 +367,7 @@ impl Socket {
     /// # Errors
     /// As [`recv`](Self::recv).
     pub async fn recv_batch(&self) -> Result<Batch, RecvError> {
-        self.next(Self::try_recv_batch).await
+        self.next().await
     }
 
     /// The next message if one is there.
@@ -378,15 +376,16 @@ impl Socket {
     /// When none is there, or none will come any more.
     #[inline]
     pub fn try_recv(&self) -> Result<Bytes, TryRecvError> {
-        self.try_take(core::try_next_payload)
+        self.try_next()
     }
 
     /// The next message and who sent it, if one is there.
     ///
     /// # Errors
     /// As [`try_recv`](Self::try_recv).
+    #[inline]
     pub fn try_recv_identity(&self) -> Result<(Identity, Bytes), TryRecvError> {
-        self.try_message().map(|message| (message.identity, message.payload))
+        self.try_next()
     }
 
     /// The messages of one peer that have arrived together, if some are there.
@@ -394,41 +393,42 @@ impl Socket {
     /// # Errors
     /// As [`try_recv`](Self::try_recv).
     pub fn try_recv_batch(&self) -> Result<Batch, TryRecvError> {
-        core::try_next_batch(self.shared(), &mut whole(&self.inner.walker))
+        self.try_next()
     }
 
-    #[inline]
-    fn try_message(&self) -> Result<Message, TryRecvError> {
-        self.try_take(core::try_next)
-    }
-
-    #[inline]
-    fn try_take<T>(
-        &self,
-        take: impl Fn(&SocketShared, &mut Walker) -> Result<T, TryRecvError>,
-    ) -> Result<T, TryRecvError> {
-        let mut walker = whole(&self.inner.walker);
-        let message = take(self.shared(), &mut walker);
+    #[inline(always)]
+    fn take<T: Take>(&self) -> Option<T> {
+        let mut walker = self.inner.walker.take();
+        let taken = T::take(&mut walker, self.shared());
         // One arrival notifies one consumer; where it brought several messages the others are needed too.
         if self.inner.waiting.load(Ordering::Relaxed) > 0 && walker.is_midway() {
             self.shared().inbox.notify_next();
         }
-        message
+        taken
     }
 
-    /// Waits until `take` has something.
-    async fn next<T>(&self, take: impl Fn(&Self) -> Result<T, TryRecvError>) -> Result<T, RecvError> {
+    fn none_left(&self) -> TryRecvError {
+        core::none_left(self.shared(), &self.inner.walker.take())
+    }
+
+    #[inline(always)]
+    fn try_next<T: Take>(&self) -> Result<T, TryRecvError> {
+        self.take().ok_or_else(|| self.none_left())
+    }
+
+    /// Waits until there is something to take.
+    async fn next<T: Take>(&self) -> Result<T, RecvError> {
         loop {
-            match take(self) {
-                Ok(taken) => return Ok(taken),
-                Err(TryRecvError::Never(error)) => return Err(error),
-                Err(TryRecvError::Empty) => {}
+            if let Some(taken) = self.take() {
+                return Ok(taken);
             }
             let arrival = wait::Arrival::new(self.shared(), &self.inner.waiting);
-            match take(self) {
-                Ok(taken) => return Ok(taken),
-                Err(TryRecvError::Never(error)) => return Err(error),
-                Err(TryRecvError::Empty) => arrival.notified().await,
+            if let Some(taken) = self.take() {
+                return Ok(taken);
+            }
+            match self.none_left() {
+                TryRecvError::Never(error) => return Err(error),
+                TryRecvError::Empty => arrival.notified().await,
             }
         }
     }
@@ -545,9 +545,9 @@ impl Socket {
             }
             reply
         };
-        whole(&self.inner.walker).finish(shared);
+        self.inner.walker.take().finish(shared);
         // No append may come after the shards have begun to drain.
-        let _outlet = whole(&self.inner.outlet);
+        let _outlet = self.inner.outlet.take();
         shared.enter_phase(Phase::Closing);
         shared.ports.iter().map(ask).collect()
     }

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_core::Stream;
 
+use super::core::Take;
 use super::{Socket, TryRecvError};
 use crate::protocol::Identity;
 use crate::queue::Listener;
@@ -29,7 +30,7 @@ impl Stream for Messages<'_> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let this = &mut *self;
-        poll_next(this.socket, &mut this.listener, cx, Socket::try_recv)
+        poll_next(this.socket, &mut this.listener, cx)
     }
 }
 
@@ -50,27 +51,25 @@ impl Stream for IdentityMessages<'_> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<(Identity, Bytes)>> {
         let this = &mut *self;
-        poll_next(this.socket, &mut this.listener, cx, Socket::try_recv_identity)
+        poll_next(this.socket, &mut this.listener, cx)
     }
 }
 
-fn poll_next<T>(
-    socket: &Socket,
-    listener: &mut Option<Listener>,
-    cx: &mut Context<'_>,
-    take: impl Fn(&Socket) -> Result<T, TryRecvError>,
-) -> Poll<Option<T>> {
+#[inline(always)]
+fn poll_next<T: Take>(socket: &Socket, listener: &mut Option<Listener>, cx: &mut Context<'_>) -> Poll<Option<T>> {
     loop {
-        match take(socket) {
-            Ok(taken) => {
-                *listener = None;
-                return Poll::Ready(Some(taken));
-            }
-            Err(TryRecvError::Never(_)) => return Poll::Ready(None),
-            Err(TryRecvError::Empty) => {}
+        if let Some(taken) = socket.take() {
+            *listener = None;
+            return Poll::Ready(Some(taken));
         }
         match listener {
-            None => *listener = Some(socket.shared().inbox.listen()),
+            None => {
+                let arrival = socket.shared().inbox.listen();
+                if let TryRecvError::Never(_) = socket.none_left() {
+                    return Poll::Ready(None);
+                }
+                *listener = Some(arrival);
+            }
             Some(waiting) => match Pin::new(waiting).poll(cx) {
                 Poll::Ready(()) => *listener = None,
                 Poll::Pending => return Poll::Pending,
