@@ -109,6 +109,13 @@ impl InlineEngine {
         }
     }
 
+    /// Calls `act` with the sockets to which something happened in the last turn.
+    pub(crate) fn for_each_told(&self, act: impl FnMut(&SocketId)) {
+        if let Ok(shard) = self.inner.shard.try_borrow() {
+            shard.told().iter().for_each(act);
+        }
+    }
+
     fn step<T>(&self, act: impl FnOnce(&mut Shard) -> T) -> Result<T, EngineError> {
         self.check()?;
         self.inner.stepped.set(true);

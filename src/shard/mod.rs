@@ -229,6 +229,8 @@ pub(crate) struct Shard {
     timers: Timers<Timer>,
     /// Sockets whose application is to be told at the end of the turn.
     touched: Vec<SocketId>,
+    /// Those that were told in the last turn.
+    told: Vec<SocketId>,
     completions: Vec<Completion>,
     /// Vectors that sends use again.
     spare: Vec<Vec<Bytes>>,
@@ -264,6 +266,7 @@ impl Shard {
             generation: 0,
             timers: Timers::new(),
             touched: Vec::new(),
+            told: Vec::new(),
             completions: Vec::with_capacity(1024),
             spare: Vec::new(),
             stopping: false,
@@ -278,6 +281,7 @@ impl Shard {
     /// 4. Completions before timers, so that a link whose bytes have arrived is never judged silent.
     /// 5. Applications are told last, once per socket, when all that this turn brought is there to take.
     pub(crate) fn turn(&mut self, may_wait: bool, limit_ns: u64) -> std::io::Result<Turn> {
+        self.told.clear();
         let mut work = self.pass_on() + self.take_commands();
         work += self.take_dirty();
         if self.stopping && self.sockets.iter().all(Option::is_none) {
@@ -309,7 +313,12 @@ impl Shard {
         work += self.fire_timers();
         self.tell_applications();
         self.count_turn(TurnCount { waited: deadline_ns != 0, worked: work > 0, rung, heard });
-        Ok(if work > 0 { Turn::Busy } else { Turn::Idle })
+        Ok(if work > 0 || !self.told.is_empty() { Turn::Busy } else { Turn::Idle })
+    }
+
+    /// Sockets to which something happened in the last turn that their application may wait for, each at least once.
+    pub(crate) fn told(&self) -> &[SocketId] {
+        &self.told
     }
 
     /// When the shard wants to be stepped again though nothing arrives; `u64::MAX` if never.
@@ -519,6 +528,7 @@ impl Shard {
 
     fn tell_applications(&mut self) {
         while let Some(id) = self.touched.pop() {
+            self.told.push(id);
             let Some(socket) = self.socket(id) else { continue };
             socket.touched = false;
             if std::mem::take(&mut socket.released) && !planted(Bug::NoRoomNotice) {

@@ -10,8 +10,7 @@
 //! wait is refused ([`EngineError::Reentered`], [`SendError::Reentered`]).
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -58,8 +57,7 @@ const FLUSH_BYTES_MAX: usize = 2 * 1024 * 1024;
 #[derive(Clone)]
 pub struct Engine {
     pub(super) inner: InlineEngine,
-    /// The sockets that live on it, in the order of their numbers.
-    sockets: Rc<RefCell<BTreeMap<SocketId, Rc<Place>>>>,
+    places: Rc<Places>,
 }
 
 impl Engine {
@@ -88,7 +86,7 @@ impl Engine {
 
     /// Drives all sockets of the engine once: sends what was appended, receives, keeps connections alive. Waits until something
     /// happens, for at most `timeout` (`None`: for ever; zero: not at all). Puts into `ready` the sockets with messages to take,
-    /// those that were there before included.
+    /// those that were there before included and first. Costs nothing for sockets to which nothing happens.
     ///
     /// # Errors
     /// When the backend is broken; all sockets of the engine have then ended.
@@ -97,34 +95,28 @@ impl Engine {
         self.inner.check()?;
         self.collect(ready);
         let deadline_ns = if ready.is_empty() { self.deadline_ns(timeout) } else { 0 };
-        self.flush_all();
-        self.inner.turn(deadline_ns)?;
+        self.drive(deadline_ns)?;
         ready.clear();
         self.collect(ready);
         Ok(())
     }
 
     fn collect(&self, ready: &mut Vec<SocketId>) {
-        let sockets = self.sockets.borrow();
-        ready.extend(sockets.iter().filter(|(_, place)| place.has_messages()).map(|(id, _)| *id));
+        self.places.arrived.borrow_mut().retain(|place| {
+            let is_ready = place.has_messages();
+            place.is_arrived.set(is_ready);
+            ready.extend(is_ready.then_some(place.shared.id));
+            is_ready
+        });
     }
 
     fn flush_all(&self) {
-        let mut from = Bound::Unbounded;
-        // The sockets are not borrowed meanwhile: what is called from within may open one, or drop it.
-        while let Some(id) = self.take_unsent(from) {
-            if !planted(Bug::InlineUnsent) {
-                self.inner.flush(id);
+        // The list is not borrowed meanwhile: what is called from within may append to a socket, or drop it.
+        while let Some(place) = self.places.next_unsent() {
+            if place.unsent.take() > 0 && !planted(Bug::InlineUnsent) {
+                self.inner.flush(place.shared.id);
             }
-            from = Bound::Excluded(id);
         }
-    }
-
-    /// The next socket with something unsent, which is then up to the caller.
-    fn take_unsent(&self, from: Bound<SocketId>) -> Option<SocketId> {
-        let sockets = self.sockets.borrow();
-        let unsent = |place: &Place| place.unsent.take() > 0;
-        sockets.range((from, Bound::Unbounded)).find(|(_, place)| unsent(place)).map(|(id, _)| *id)
     }
 
     /// When the engine wants to be driven again though nothing arrives: a heartbeat, a reconnection.
@@ -146,13 +138,26 @@ impl Engine {
     pub(crate) fn drive(&self, deadline_ns: u64) -> Result<(), EngineError> {
         self.inner.check()?;
         self.flush_all();
-        self.inner.turn(deadline_ns).map(|_| ())
+        self.turn(deadline_ns)
+    }
+
+    fn turn(&self, deadline_ns: u64) -> Result<(), EngineError> {
+        self.inner.turn(deadline_ns)?;
+        let by_id = self.places.by_id.borrow();
+        self.inner.for_each_told(|id| {
+            if let Some(place) = by_id.get(id)
+                && !place.is_arrived.replace(true)
+            {
+                self.places.arrived.borrow_mut().push(place.clone());
+            }
+        });
+        Ok(())
     }
 }
 
 impl From<InlineEngine> for Engine {
     fn from(inner: InlineEngine) -> Engine {
-        Engine { inner, sockets: Rc::default() }
+        Engine { inner, places: Rc::default() }
     }
 }
 
@@ -166,10 +171,32 @@ impl EngineBuilder<Engine> {
     }
 }
 
+/// The sockets of an engine, and which of them it has to look at: however many there are, only those cost something.
+#[derive(Default)]
+struct Places {
+    by_id: RefCell<HashMap<SocketId, Rc<Place>>>,
+    /// To which something has come that may still be there; each once.
+    arrived: RefCell<Vec<Rc<Place>>>,
+    /// To which something was appended that may not have been sent; each once.
+    unsent: RefCell<Vec<Rc<Place>>>,
+}
+
+impl Places {
+    fn next_unsent(&self) -> Option<Rc<Place>> {
+        let place = self.unsent.borrow_mut().pop()?;
+        place.is_unsent.set(false);
+        Some(place)
+    }
+}
+
 /// What engine and handle both look at.
 struct Place {
     shared: Arc<SocketShared>,
     walker: RefCell<Walker>,
+    /// In the list of those to which something has come.
+    is_arrived: Cell<bool>,
+    /// In the list of those with something unsent.
+    is_unsent: Cell<bool>,
     /// Bytes appended since the last flush.
     unsent: Cell<usize>,
     /// How many make `send` flush.
@@ -196,10 +223,12 @@ impl Socket {
         let place = Rc::new(Place {
             shared,
             walker: RefCell::default(),
+            is_arrived: Cell::new(false),
+            is_unsent: Cell::new(false),
             unsent: Cell::new(0),
             flush_bytes: Cell::new(FLUSH_BYTES),
         });
-        engine.sockets.borrow_mut().insert(place.shared.id, place.clone());
+        engine.places.by_id.borrow_mut().insert(place.shared.id, place.clone());
         Ok(Socket { engine: engine.clone(), place, outlet: RefCell::new(outlet) })
     }
 
@@ -259,6 +288,9 @@ impl Socket {
     fn appended(&self, bytes: usize) -> Result<(), SendError> {
         let unsent = self.place.unsent.get() + bytes;
         self.place.unsent.set(unsent);
+        if !self.place.is_unsent.replace(true) {
+            self.engine.places.unsent.borrow_mut().push(self.place.clone());
+        }
         if unsent < self.place.flush_bytes.get() {
             return Ok(());
         }
@@ -400,7 +432,7 @@ impl Socket {
             self.place.flush_bytes.set(each.clamp(FLUSH_BYTES, FLUSH_BYTES_MAX));
         }
         self.engine.inner.flush(self.id());
-        self.engine.inner.turn(deadline_ns).map(|_| ())
+        self.engine.turn(deadline_ns)
     }
 
     /// The next message; waits for at most `timeout` (`None`: for ever).
@@ -590,7 +622,8 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.engine.sockets.borrow_mut().remove(&self.id());
+        self.engine.places.by_id.borrow_mut().remove(&self.id());
+        self.engine.places.arrived.borrow_mut().retain(|place| !Rc::ptr_eq(place, &self.place));
         self.start_close();
         // What can go at once does.
         let _ = self.flush();
