@@ -32,7 +32,7 @@ use slab::Slab;
 use self::op::{Op, Sending, State, Work};
 pub(super) use self::probe::self_test;
 use self::ring::KernelRing;
-use self::seam::{Cqe, Ring};
+use self::seam::Ring;
 #[cfg(any(test, feature = "simulation"))]
 pub(super) use self::simulated::open_simulated;
 use super::options::{BackendOptions, Kind, SocketOptions};
@@ -67,14 +67,12 @@ struct Uring<R: Ring> {
     /// It is being dropped: nothing is received any more.
     is_draining: bool,
     /// Completions for the shard, not yet delivered.
-    ready: VecDeque<Completion>,
+    ready: Vec<Completion>,
     /// Entries of `conns` to be forgotten when `ready` has been delivered: closed, all operations ended.
     dead: Vec<usize>,
     /// Boxes of finished sends, to be used again.
     #[expect(clippy::vec_box, reason = "a request points into the box: the send must not move")]
     spare_sends: Vec<Box<Sending>>,
-    /// Completions being handled; kept for its memory.
-    reaped: Vec<Cqe>,
     /// Whether the doorbell rang in this turn.
     rang: bool,
     overflowed: bool,
@@ -118,10 +116,9 @@ impl<R: Ring> Uring<R> {
             queue: VecDeque::from([Queued::Bell]),
             hungry: VecDeque::new(),
             is_draining: false,
-            ready: VecDeque::new(),
+            ready: Vec::new(),
             dead: Vec::new(),
             spare_sends: Vec::new(),
-            reaped: Vec::new(),
             rang: false,
             overflowed: false,
             counters: Counters::default(),
@@ -129,7 +126,7 @@ impl<R: Ring> Uring<R> {
     }
 
     fn complete(&mut self, token: Token, outcome: Outcome) {
-        self.ready.push_back(Completion { token, outcome });
+        self.ready.push(Completion { token, outcome });
     }
 
     fn insert(&mut self, socket: R::Socket, is_listener: bool, is_connecting: bool) -> Handle {

@@ -170,14 +170,15 @@ impl Ring for KernelRing {
         unsafe { self.ring.submission_shared() }.cq_overflow()
     }
 
-    fn reap(&mut self, max: usize, into: &mut Vec<Cqe>) {
-        into.extend(self.ring.completion().take(max).map(|cqe| Cqe {
+    fn reap(&mut self) -> Option<Cqe> {
+        let cqe = self.ring.completion().next()?;
+        Some(Cqe {
             user_data: cqe.user_data(),
             result: cqe.result(),
             more: cqueue::more(cqe.flags()),
             slab: cqueue::buffer_select(cqe.flags()),
             slab_more: cqueue::buffer_more(cqe.flags()),
-        }));
+        })
     }
 
     fn pool_options(&self) -> PoolOptions {

@@ -44,8 +44,8 @@ pub(super) trait Ring {
     /// Whether completions wait because the completion queue is full.
     fn has_overflowed(&self) -> bool;
 
-    /// Takes up to `max` completions, oldest first.
-    fn reap(&mut self, max: usize, into: &mut Vec<Cqe>);
+    /// Takes the oldest completion.
+    fn reap(&mut self) -> Option<Cqe>;
 
     /// The pool whose slabs fit the buffer ring: count and size are the ring's choice.
     fn pool_options(&self) -> PoolOptions;

@@ -447,14 +447,14 @@ impl Ring for SimRing {
         self.completions.len() >= self.completions_max && self.late.front().is_some_and(|(at_ns, _)| *at_ns <= now_ns)
     }
 
-    fn reap(&mut self, max: usize, into: &mut Vec<Cqe>) {
-        let count = self.completions.len().min(max);
-        into.extend(self.completions.drain(..count));
+    fn reap(&mut self) -> Option<Cqe> {
+        let cqe = self.completions.pop_front();
         // What found no room comes with the next visit.
         let now_ns = self.network.borrow().now_ns();
-        if self.late.front().is_some_and(|(at_ns, _)| *at_ns <= now_ns) {
+        if cqe.is_none() && self.late.front().is_some_and(|(at_ns, _)| *at_ns <= now_ns) {
             self.network.borrow_mut().poke(self.seat, now_ns);
         }
+        cqe
     }
 
     fn pool_options(&self) -> PoolOptions {

@@ -3,7 +3,7 @@
 //! The one unsafe block counts bytes of a buffer as written because the kernel said so.
 #![allow(unsafe_code)]
 
-use std::io;
+use std::{io, mem};
 
 use super::op::{State, Work};
 use super::seam::{Cqe, Ring};
@@ -42,8 +42,11 @@ impl<R: Ring> Uring<R> {
         }
         let before = out.len();
         self.ring.resolved(out);
-        let count = self.ready.len().min(TURN_COMPLETIONS_MAX);
-        out.extend(self.ready.drain(..count));
+        if out.is_empty() && self.ready.len() <= TURN_COMPLETIONS_MAX {
+            mem::swap(out, &mut self.ready);
+        } else {
+            out.extend(self.ready.drain(..self.ready.len().min(TURN_COMPLETIONS_MAX)));
+        }
         self.counters.completions += (out.len() - before) as u64;
         if self.ready.is_empty() {
             for key in self.dead.drain(..) {
@@ -63,15 +66,11 @@ impl<R: Ring> Uring<R> {
 
     /// Handles the completions that are there, as long as the shard has room for what they mean.
     fn reap(&mut self) -> io::Result<()> {
-        let room = TURN_COMPLETIONS_MAX.saturating_sub(self.ready.len());
-        let mut reaped = std::mem::take(&mut self.reaped);
-        self.ring.reap(room, &mut reaped);
-        let mut result = Ok(());
-        for cqe in reaped.drain(..) {
-            result = result.and(self.on_cqe(cqe));
+        for _ in self.ready.len()..TURN_COMPLETIONS_MAX {
+            let Some(cqe) = self.ring.reap() else { break };
+            self.on_cqe(cqe)?;
         }
-        self.reaped = reaped;
-        result
+        Ok(())
     }
 
     fn on_cqe(&mut self, cqe: Cqe) -> io::Result<()> {
