@@ -178,13 +178,14 @@ impl Inner {
 
 /// Looks for work for a while before it waits.
 fn spin(shard: &mut Shard, deadline_ns: u64, spin_ns: u64) -> std::io::Result<Turn> {
-    let until_ns = shard.now_ns().saturating_add(spin_ns).min(deadline_ns);
+    let mut until_ns = None;
     loop {
         let turn = shard.turn(false, 0)?;
         if turn != Turn::Idle {
             return Ok(turn);
         }
-        if shard.now_ns() >= until_ns {
+        let now_ns = shard.turned_ns();
+        if now_ns >= *until_ns.get_or_insert(now_ns.saturating_add(spin_ns).min(deadline_ns)) {
             return shard.turn(true, deadline_ns);
         }
     }

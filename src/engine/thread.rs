@@ -67,7 +67,7 @@ fn run(shard: &mut Shard, spin_ns: u64) -> std::io::Result<()> {
             Turn::Idle if may_wait => {}
             Turn::Idle => {
                 if spin_ns > 0 {
-                    let now_ns = shard.now_ns();
+                    let now_ns = shard.turned_ns();
                     if idle_since_ns == 0 {
                         idle_since_ns = now_ns;
                     }

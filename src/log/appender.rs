@@ -70,10 +70,7 @@ impl Appender {
             return Ok(());
         }
         if frames.len() < self.shared.options.share_from_bytes && self.is_copied(frames.len()) {
-            return match self.writer.push(&[], &frames, count) || self.open_and_push(&[], &frames, count) {
-                true => Ok(()),
-                false => Err((Full, frames)),
-            };
+            return self.append_copied(&frames, count).map_err(|full| (full, frames));
         }
         if let Err(full) = self.reserve(0, frames.len()) {
             return Err((full, frames));
@@ -86,6 +83,15 @@ impl Appender {
         self.writer = Writer::resume(rest, place.after(bytes, count));
         list.push(Arc::clone(self.writer.chunk()));
         Ok(())
+    }
+
+    /// As [`append_frames`](Self::append_frames), by copying them: they are few.
+    ///
+    /// # Errors
+    /// `Full`, as [`append`](Self::append).
+    pub(crate) fn append_copied(&mut self, frames: &[u8], count: u32) -> Result<(), Full> {
+        let appended = self.writer.push(&[], frames, count) || self.open_and_push(&[], frames, count);
+        if appended { Ok(()) } else { Err(Full) }
     }
 
     /// Bytes appended since the log began.

@@ -125,8 +125,14 @@ impl Reader {
         if from.frame == to.frame {
             return false;
         }
-        self.uncount(from.frame);
-        self.count(to.frame);
+        if self.window.back().is_some_and(|last| last.chunk.base() <= from.frame) {
+            // Both in the last chunk, as most of the time.
+            self.at_high -= u32::from(from.frame == self.high);
+            self.raise_high(to.frame);
+        } else {
+            self.uncount(from.frame);
+            self.count(to.frame);
+        }
         self.release()
     }
 
@@ -176,6 +182,29 @@ impl Reader {
             slices += 1;
         }
         at
+    }
+
+    /// Shows what there is between two frame boundaries, with the number of frames, and returns where that ends: `from` if it is
+    /// more than `max_bytes`, or ends within a frame.
+    pub(crate) fn show(
+        &mut self,
+        from: Cursor,
+        until: Cursor,
+        max_bytes: usize,
+        show: impl FnOnce(&[u8], u32),
+    ) -> Cursor {
+        let Some((index, extent)) = self.seek(self.index_of(from.pos), from.pos) else { return from };
+        let base = self.window[index].chunk.base();
+        let (start, end) = ((from.pos - base) as u32, (until.pos - base).min(u64::from(extent.len)) as u32);
+        if (end - start) as usize > max_bytes {
+            return from;
+        }
+        let to = if base + u64::from(end) == until.pos { until } else { self.cursor_at(index, extent, end, from) };
+        if !to.is_aligned() {
+            return from;
+        }
+        show(self.window[index].chunk.bytes(start, end), (to.seq - from.seq) as u32);
+        to
     }
 
     /// Whether anything is published beyond `from`.
@@ -416,11 +445,16 @@ impl Reader {
         let index = self.index_of(frame);
         self.window[index].cursors += 1;
         if index + 1 == self.window.len() {
-            if frame > self.high {
-                (self.high, self.at_high) = (frame, 1);
-            } else if frame == self.high {
-                self.at_high += 1;
-            }
+            self.raise_high(frame);
+        }
+    }
+
+    /// A cursor has come to `frame`, in the last chunk.
+    fn raise_high(&mut self, frame: u64) {
+        if frame > self.high {
+            (self.high, self.at_high) = (frame, 1);
+        } else if frame == self.high {
+            self.at_high += 1;
         }
     }
 

@@ -1,7 +1,7 @@
 //! ROUNDROBIN: the hub is the single owner of a socket's circle, on the socket's home shard, where all links of such a socket live:
 //! one strict order is serial by nature, and another thread between log and link would cost a hop for each message. The socket's log
-//! is its intake only; each record goes on into the lane of one link: whole ranges by reference when there is one peer, small records
-//! copied one after the other when there are several, large ones by reference. A lane that is full is passed over; when all are, the
+//! is its intake only; each record goes on into the lane of one link: whole ranges when there is one peer, copied while they are short;
+//! one record after the other when there are several, the large ones by reference. A lane that is full is passed over; when all are, the
 //! records stay in the intake and `send` comes to wait.
 
 use std::collections::VecDeque;
@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 
-use super::lane::Lane;
+use super::lane::{Lane, SHARE_FROM_BYTES};
 use super::outlet::frame_len;
 use super::{LinkKey, Shard, ShardSocket, SocketId};
 use crate::log::{Cursor, Frame, Reader};
@@ -70,10 +70,12 @@ impl Shard {
     pub(super) fn distribute(&mut self, id: SocketId) {
         loop {
             let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
-            let until = socket.mail_after().map_or(socket.visible, |after| {
-                if after.position() < socket.visible.position() { after } else { socket.visible }
-            });
-            let ShardSocket { hub: Some(hub), reader, released, .. } = socket else { return };
+            let after = socket.mail_after();
+            let ShardSocket { hub: Some(hub), reader, visible, released, .. } = socket else { return };
+            if after.is_none() && hub.returned.is_empty() && hub.intake.position() >= visible.position() {
+                break;
+            }
+            let until = after.filter(|after| after.position() < visible.position()).unwrap_or(*visible);
             let links = &mut self.links;
             let mut moved = false;
             while let Some(mut lane) = hub.returned.pop_front() {
@@ -96,7 +98,7 @@ impl Shard {
             if let Some(socket) = self.socket(id) {
                 socket.count_hub();
             }
-            moved |= self.sort_mail(id);
+            moved |= after.is_some() && self.sort_mail(id);
             for key in filled.drain(..) {
                 if let Some(link) = self.links.get_mut(key.slot as usize)
                     && let Some(lane) = &mut link.lane
@@ -108,12 +110,12 @@ impl Shard {
             if let Some(hub) = self.socket(id).and_then(|socket| socket.hub.as_mut()) {
                 hub.filled = filled;
             }
-            if self.socket(id).is_some_and(|socket| socket.released || socket.closing.is_some()) {
-                self.touch(id);
-            }
             if !moved {
-                return;
+                break;
             }
+        }
+        if self.socket(id).is_some_and(|socket| socket.released || socket.closing.is_some()) {
+            self.touch(id);
         }
     }
 }
@@ -136,7 +138,7 @@ fn spread(
     }
 }
 
-/// One peer: whole ranges by reference, as long as its lane has room.
+/// One peer: whole ranges, as long as its lane has room; what is little is copied.
 fn pour(
     lane: &mut Lane,
     key: LinkKey,
@@ -145,19 +147,14 @@ fn pour(
     mut at: Cursor,
     until: Cursor,
 ) -> Cursor {
-    let mut range: Vec<Bytes> = Vec::with_capacity(2);
-    while lane.has_room() {
-        // Up to the end of a chunk; and where that is inside a large frame, its payload too.
-        let mut to = reader.gather_until(at, until, usize::MAX, 1, &mut range);
-        let Some(mut frames) = range.pop() else { break };
-        let head = frames.split_off((to.frame() - at.position()) as usize);
-        if !frames.is_empty() {
-            lane.take_frames(frames, (to.messages() - at.messages()) as u32);
+    while at.position() < until.position() && lane.has_room() {
+        let mut to =
+            reader.show(at, until, SHARE_FROM_BYTES - 1, |frames, messages| lane.take_copied(frames, messages));
+        if to == at {
+            to = lend(lane, reader, at, until);
         }
-        if !to.is_aligned() {
-            to = reader.gather_until(to, until, usize::MAX, 1, &mut range);
-            let taken = lane.take_split(&head, range.pop().unwrap_or_default());
-            debug_assert_eq!(taken, Some(true), "a lane has no limit, and its frames have heads");
+        if to == at {
+            break;
         }
         if !std::mem::replace(&mut lane.listed, true) {
             filled.push(key);
@@ -165,6 +162,23 @@ fn pour(
         at = to;
     }
     at
+}
+
+/// What there is up to the end of a chunk, by reference; and where that is inside a large frame, its payload too.
+fn lend(lane: &mut Lane, reader: &mut Reader, at: Cursor, until: Cursor) -> Cursor {
+    let mut range: Vec<Bytes> = Vec::with_capacity(1);
+    let mut to = reader.gather_until(at, until, usize::MAX, 1, &mut range);
+    let Some(mut frames) = range.pop() else { return at };
+    let head = frames.split_off((to.frame() - at.position()) as usize);
+    if !frames.is_empty() {
+        lane.take_frames(frames, (to.messages() - at.messages()) as u32);
+    }
+    if !to.is_aligned() {
+        to = reader.gather_until(to, until, usize::MAX, 1, &mut range);
+        let taken = lane.take_split(&head, range.pop().unwrap_or_default());
+        debug_assert_eq!(taken, Some(true), "a lane has no limit, and its frames have heads");
+    }
+    to
 }
 
 /// Several peers: record by record, strictly in turn.

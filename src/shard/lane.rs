@@ -13,7 +13,7 @@ pub(super) const LANE_BYTES_MAX: usize = 512 * KIB;
 /// A lane's own chunks: small, as there may be thousands of lanes.
 const CHUNK_BYTES: usize = 32 * KIB;
 /// Payloads of at least this many bytes stay where they are.
-const SHARE_FROM_BYTES: usize = 8 * KIB;
+pub(super) const SHARE_FROM_BYTES: usize = 8 * KIB;
 
 /// See the module's documentation. It has no limit of its own: the hub keeps [`LANE_BYTES_MAX`], and senders by identity keep
 /// theirs before they append to the mail.
@@ -115,6 +115,12 @@ impl Lane {
         }
         let head = <&[u8; 21]>::try_from(head).ok()?;
         Some(self.appender.append_bytes(head, payload).is_ok())
+    }
+
+    /// Appends whole frames, less than [`SHARE_FROM_BYTES`], by copying them.
+    pub(super) fn take_copied(&mut self, frames: &[u8], messages: u32) {
+        let taken = self.appender.append_copied(frames, messages);
+        debug_assert!(taken.is_ok(), "a lane has no limit");
     }
 
     /// Appends whole frames by reference.

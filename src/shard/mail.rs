@@ -30,7 +30,7 @@ pub(super) struct Parked {
 impl ShardSocket {
     /// ROUNDROBIN: after which message of the intake the next record goes.
     pub(super) fn mail_after(&mut self) -> Option<Cursor> {
-        if !self.mail.has_more(self.mail_at) {
+        if !self.has_mail {
             return None;
         }
         let mut after = None;
@@ -45,7 +45,8 @@ impl ShardSocket {
     /// before it. True if there is.
     pub(super) fn refresh(&mut self) -> bool {
         self.visible = self.reader.tail();
-        self.mail.has_more(self.mail_at)
+        self.has_mail = self.mail.has_more(self.mail_at);
+        self.has_mail
     }
 }
 
