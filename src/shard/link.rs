@@ -237,6 +237,15 @@ impl Link {
         }
     }
 
+    /// Whether there is nothing to send, on the face of it.
+    pub(super) fn has_sent_all(&self, socket: &ShardSocket) -> bool {
+        self.control.is_empty()
+            && self.kept.is_none()
+            && self.detour.is_none()
+            && (socket.hub.is_some() || self.cursor.position() >= socket.visible.position())
+            && self.lane.as_ref().is_none_or(|lane| lane.queued_bytes() == 0)
+    }
+
     pub(super) fn is_live(&self) -> bool {
         matches!(self.state, State::Live)
     }

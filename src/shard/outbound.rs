@@ -28,11 +28,13 @@ impl Shard {
         let shard = self.index as usize;
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
         socket.shared.take_dirty(shard);
-        let shared = socket.shared.clone();
-        if shared.take_resume(shard) {
+        let (may_resume, acks) = (socket.shared.take_resume(shard), socket.shared.take_acks(shard));
+        if may_resume {
             self.resume(id);
         }
-        self.acknowledge(id, &shared.take_acks(shard));
+        if !acks.is_empty() {
+            self.acknowledge(id, &acks);
+        }
         let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) else { return };
         if socket.shared.home() == shard {
             socket.note_ages(self.now_ns);
@@ -97,6 +99,9 @@ impl Shard {
         }
         if link.sending.is_some() || link.mute.is_some() || !link.is_live() {
             return;
+        }
+        if link.has_sent_all(socket) {
+            return link.behind_since(0);
         }
         if link.detour.is_some() && link.kept.is_none() {
             link.refill(socket, self.now_ns);

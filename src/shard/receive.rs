@@ -68,7 +68,7 @@ impl Shard {
                 if scan.needs_ack {
                     accept(socket, link, arrived);
                 } else {
-                    socket.stash.push(arrived);
+                    socket.take_in(arrived);
                 }
             }
             self.hand_over(id, Some(key));
@@ -238,6 +238,17 @@ impl Shard {
     }
 }
 
+impl ShardSocket {
+    /// A run goes to the receive queue, or waits here.
+    fn take_in(&mut self, run: Inbound) {
+        let bytes = run.frames.len();
+        let refused = if self.stash.is_empty() { self.shared.inbox.push(run, bytes).err() } else { Some(run) };
+        if let Some(run) = refused {
+            self.stash.push(run);
+        }
+    }
+}
+
 /// Messages of which it is remembered that the application has not acknowledged them; a resend of one beyond is acknowledged at once.
 const IN_HAND_MAX: usize = 1 << 16;
 
@@ -292,7 +303,7 @@ fn accept(socket: &mut ShardSocket, link: &mut Link, arrived: Inbound) {
         }
     }
     if duplicates == 0 {
-        return socket.stash.push(arrived);
+        return socket.take_in(arrived);
     }
     link.count(socket.counters(), |tally| &tally.duplicates, duplicates);
     if fresh_from < frames.len() {

@@ -454,7 +454,8 @@ impl SocketShared {
 
     /// Whether the application has made room since the last call.
     pub(super) fn take_resume(&self, shard: usize) -> bool {
-        self.shares[shard].resume.swap(false, Ordering::Acquire)
+        let resume = &self.shares[shard].resume;
+        resume.load(Ordering::Relaxed) && resume.swap(false, Ordering::Acquire)
     }
 
     /// The engine's time.
