@@ -53,6 +53,16 @@ fn who_is_not_reached_is_told_and_why() {
 }
 
 #[test]
+fn an_echo_tells_that_nobody_listens_there() {
+    for engine in ["inline", "sharded"] {
+        let mut echo = Program::start(&["echo", "-c", "no-such-host.invalid:5000", "--engine", engine]);
+        echo.said("not connected to no-such-host.invalid:5000");
+        echo.signal("INT");
+        echo.end();
+    }
+}
+
+#[test]
 fn a_stranger_is_told_once() {
     let stranger = TcpListener::bind("127.0.0.1:0").expect("bound");
     let address = stranger.local_addr().expect("an address").to_string();

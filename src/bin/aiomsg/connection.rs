@@ -125,6 +125,13 @@ pub(crate) fn wait_for(socket: &blocking::Socket, peer: Identity, timeout: Durat
     true
 }
 
+/// Says that an address has not been reached for a while. Not at once: programs that are started together may begin in any order.
+pub(crate) fn tell_in_vain(event: &Event) {
+    if let Event::Reconnecting { endpoint, error, attempt: 3 | 20, .. } = event {
+        note(format!("not connected to {endpoint}: {error}; trying on"));
+    }
+}
+
 /// Until the socket is closed.
 fn tell_events(socket: &blocking::Socket, verbose: bool) {
     let (mut rejects_left, mut losses_left) = (TOLD_MAX, TOLD_MAX);
@@ -134,10 +141,7 @@ fn tell_events(socket: &blocking::Socket, verbose: bool) {
             continue;
         }
         match event {
-            // Not at once: programs that are started together may begin in any order.
-            Event::Reconnecting { endpoint, attempt: 3 | 20, error, .. } => {
-                note(format!("not connected to {endpoint}: {error}; trying on"));
-            }
+            Event::Reconnecting { .. } => tell_in_vain(&event),
             Event::Rejected { .. } if rejects_left > 0 => {
                 rejects_left -= 1;
                 note(event);

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 
-use crate::connection::Places;
+use crate::connection::{Places, tell_in_vain};
 use crate::endpoint::{Cores, Drive, Endpoint};
 use crate::exit::Exit;
 use crate::metrics::{At, Board};
@@ -63,7 +63,12 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let mut counts = Counts::default();
     let count_max = options.count.unwrap_or(u64::MAX);
     while counts.received < count_max && !is_interrupted() {
+        let before = counts.received;
         answer(&mut endpoint, &mut counts, count_max)?;
+        // Who is busy has been found.
+        if counts.received == before && !options.quiet {
+            std::iter::from_fn(|| endpoint.try_event()).for_each(|event| tell_in_vain(&event));
+        }
         if let Some(board) = &mut board {
             board.put(|| endpoint.metrics("echo"));
         }

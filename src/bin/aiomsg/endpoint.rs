@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use aiomsg_uring::{
-    Address, Backend, Batch, Endpoint as Place, Engine, EngineInfo, Identity, Metrics, Payload, SendError,
+    Address, Backend, Batch, Endpoint as Place, Engine, EngineInfo, Event, Identity, Metrics, Payload, SendError,
     SocketBuilder, SocketId, Stats, TryRecvError, blocking, inline,
 };
 use anyhow::{Context, Result};
@@ -249,6 +249,14 @@ impl Endpoint {
             Ok(batch) => Ok(Some(batch)),
             Err(TryRecvError::Empty) => Ok(None),
             Err(error) => Err(error).context("cannot receive"),
+        }
+    }
+
+    /// The next event of the socket, if there is one.
+    pub(crate) fn try_event(&self) -> Option<Event> {
+        match self {
+            Self::Inline { socket, .. } => socket.try_event(),
+            Self::Sharded { socket, .. } => socket.try_event(),
         }
     }
 
