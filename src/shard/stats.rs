@@ -168,7 +168,8 @@ impl PeerStats {
     }
 }
 
-/// How far a peer is behind: what was accepted for it and is not handed to the kernel.
+/// How far a peer is behind: what was accepted for it and is not handed to the kernel. While a peer is conflated, or begins with a snapshot,
+/// what it may still get from the table of last values counts as messages, and not in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lag {
     /// Bytes, framing included.

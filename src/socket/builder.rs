@@ -94,7 +94,7 @@ impl SocketBuilder {
         self
     }
 
-    /// Events kept for a slow reader (default 1024, about 100 bytes each); more are counted as missed.
+    /// Events kept for a slow reader (default 1024, about 150 bytes each); more are counted as missed.
     pub fn events_max(mut self, events: usize) -> Self {
         self.config.events_max = events;
         self
