@@ -4,7 +4,9 @@
 //! Whether received bytes are lent or copied is decided at hand-over: small pieces, and all pieces once slabs run short, are copied
 //! into memory charged to the socket, so that no socket can keep the slabs that all share.
 
-use bytes::{Bytes, BytesMut};
+use std::ops::Range;
+
+use bytes::{Buf, Bytes, BytesMut};
 
 use crate::backend::{Lease, Slabs};
 use crate::protocol::{self, Identity, MsgId};
@@ -33,7 +35,7 @@ pub(crate) struct HandOver {
 
 impl HandOver {
     /// `run` is the part of the lease that holds whole frames.
-    pub(crate) fn frames(&mut self, lease: Lease, run: std::ops::Range<usize>, slabs: Slabs) -> Bytes {
+    pub(crate) fn frames(&mut self, lease: Lease, run: Range<usize>, slabs: Slabs) -> Bytes {
         if run.len() >= LEND_FROM_BYTES && slabs.free > slabs.total / 4 {
             return lease.into_bytes().slice(run);
         }
@@ -84,7 +86,7 @@ impl Walker {
     /// The next message, if one is there.
     #[inline(always)]
     pub(crate) fn next(&mut self, shared: &SocketShared) -> Option<Message> {
-        self.next_with(shared, |run, payload, ack| Message { identity: run.identity, payload, ack })
+        self.next_with(shared, |identity, payload, ack| Message { identity, payload, ack })
     }
 
     /// The payload of the next message: half the time of [`next`](Self::next), as nothing else has to be moved.
@@ -96,7 +98,7 @@ impl Walker {
     // Inlined, so that a message is not moved through memory once more at each call: what was stored in words is not yet there to be
     // loaded in pairs.
     #[inline(always)]
-    fn next_with<T>(&mut self, shared: &SocketShared, make: impl Fn(&Inbound, Bytes, Option<Ack>) -> T) -> Option<T> {
+    fn next_with<T>(&mut self, shared: &SocketShared, make: impl Fn(Identity, Bytes, Option<Ack>) -> T) -> Option<T> {
         self.let_go(shared);
         loop {
             if let Some(run) = &self.current
@@ -106,7 +108,12 @@ impl Walker {
                 if ack.is_some() && shared.config.ack_mode == AckMode::Automatic {
                     self.in_hand = ack.map_or(InHand::Nothing, InHand::Message);
                 }
-                return Some(make(run, run.frames.slice(m.payload), ack));
+                let identity = run.identity;
+                let payload = match self.at < run.frames.len() {
+                    true => run.frames.slice(m.payload),
+                    false => self.last(shared, m.payload),
+                };
+                return Some(make(identity, payload, ack));
             }
             if !self.step(shared) {
                 return None;
@@ -169,15 +176,28 @@ impl Walker {
         self.let_go(shared);
     }
 
+    /// The last message of the run takes the run's place: nothing is left of it here while the application has no need of more.
+    fn last(&mut self, shared: &SocketShared, payload: Range<usize>) -> Bytes {
+        // An empty payload holds nothing.
+        let Some(mut frames) = self.end_run(shared).filter(|_| !payload.is_empty()) else { return Bytes::new() };
+        frames.truncate(payload.end);
+        frames.advance(payload.start);
+        frames
+    }
+
+    fn end_run(&mut self, shared: &SocketShared) -> Option<Bytes> {
+        self.at = 0;
+        let frames = self.current.take()?.frames;
+        if shared.inbox.release(frames.len()) {
+            shared.resume_reading();
+        }
+        Some(frames)
+    }
+
     /// Goes on to the next run; false if there is none.
     #[cold]
     fn step(&mut self, shared: &SocketShared) -> bool {
-        self.at = 0;
-        if let Some(done) = self.current.take()
-            && shared.inbox.release(done.frames.len())
-        {
-            shared.resume_reading();
-        }
+        self.end_run(shared);
         self.current = shared.inbox.pop();
         self.current.is_some()
     }
