@@ -85,9 +85,12 @@ pub(crate) const CASES: &[Case] = &[
         let run = run_of(3799, 64);
         work((), |_| (), move |_| each(1, |_| walk(black_box(&run))))
     }),
-    case("deframe/64 B in 256 KiB", 3799, || deframe(3799, 64, 256 << 10)),
-    case("deframe/64 B in 8 KiB", 3799, || deframe(3799, 64, 8 << 10)),
-    case("deframe/1 KiB in 8 KiB", 254, || deframe(254, 1024, 8 << 10)),
+    case("deframe/64 B in 256 KiB", 3799, || deframe(run_of(3799, 64), 3799, 256 << 10)),
+    case("deframe/64 B in 8 KiB", 3799, || deframe(run_of(3799, 64), 3799, 8 << 10)),
+    case("deframe/1 KiB in 8 KiB", 254, || deframe(run_of(254, 1024), 254, 8 << 10)),
+    // Lengths that cannot be foretold, and four of them.
+    case("deframe/16 to 111 B in 256 KiB", 3799, || deframe(mixed_run_of(3799, 96), 3799, 256 << 10)),
+    case("deframe/16 to 19 B in 256 KiB", 3799, || deframe(mixed_run_of(3799, 4), 3799, 256 << 10)),
     case("route/1 peer", 4096, || route(1, None)),
     case("route/64 peers", 4096, || route(64, None)),
     case("route/64 peers, one full", 4096, || route(64, Some(9))),
@@ -161,9 +164,18 @@ fn run_of(messages: usize, payload_bytes: usize) -> Vec<u8> {
     frame.repeat(messages)
 }
 
+/// So many DATA frames of `lengths` different lengths, from 16 bytes on, in no order.
+fn mixed_run_of(messages: usize, lengths: usize) -> Vec<u8> {
+    let mut random = 1_u32;
+    let frame = |_| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        run_of(1, 16 + (random >> 16) as usize % lengths)
+    };
+    (0..messages).flat_map(frame).collect()
+}
+
 /// Fed in pieces, so that at each end of a piece a frame straddles.
-fn deframe(messages: usize, payload_bytes: usize, piece_bytes: usize) -> Box<dyn Work> {
-    let run = run_of(messages, payload_bytes);
+fn deframe(run: Vec<u8>, messages: usize, piece_bytes: usize) -> Box<dyn Work> {
     let feed = move |deframer: &mut Deframing| {
         let found: u32 = run.chunks(piece_bytes).map(|piece| deframer.feed(piece).expect("short frames")).sum();
         assert_eq!(found as usize, messages);

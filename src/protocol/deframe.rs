@@ -136,9 +136,15 @@ impl Deframer {
             if length > rest.len() - LENGTH_BYTES {
                 break rest;
             }
-            at += LENGTH_BYTES + length;
+            let frame_bytes = LENGTH_BYTES + length;
+            at += frame_bytes;
             if head[4] == kind::DATA && length != 0 {
                 scan.messages += 1;
+                // Messages of one length often follow each other. Where the next one lies is then known without waiting for its head.
+                while data.get(at..at + frame_bytes).is_some_and(|frame| frame.starts_with(head)) {
+                    scan.messages += 1;
+                    at += frame_bytes;
+                }
             } else if length >= MSG_ID_LENGTH {
                 match head[4] {
                     kind::DATA_REQ => {
