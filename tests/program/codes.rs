@@ -124,6 +124,14 @@ fn a_signal_ends_each_in_order() {
     assert_eq!((sub.code(), sub.lines()), (0, vec!["sent before the signal".to_owned()]));
     counting.signal("INT");
     assert_eq!(counting.end().code(), 130);
+    // What nobody has got yet is waited for, which is told, and ended by another.
+    let nowhere = ["-c", "no-such-host.invalid:5000", "--linger", "600"];
+    let mut waiting = Program::start(&[&["pub", "-d", "x", "-n", "1000000", "--rate", "100"], &nowhere[..]].concat());
+    waiting.said("not connected to no-such-host.invalid:5000");
+    waiting.signal("INT");
+    waiting.said("messages are still to be sent, for 600 s at most");
+    waiting.signal("INT");
+    assert_eq!(waiting.end().code(), 130);
     echo.signal("INT");
     assert_eq!(echo.end().code(), 0);
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::connection::{Common, Places, guarantee, mode, seconds, wait_for};
 use crate::exit::{self, Exit};
 use crate::framing::{Framing, Input, Record};
-use crate::publishing::Publishing;
+use crate::publishing::{Publishing, tell_rest};
 use crate::terminal::{self, grouped, note};
 use crate::work::Work;
 
@@ -112,6 +112,9 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
         work.spawn(move || feed(&socket, &options, source))?;
         work.wait()
     };
+    if end.is_none() && !options.common.quiet {
+        tell_rest(&socket.stats(), options.linger);
+    }
     let undelivered = socket.close().undelivered;
     report(options, &socket.stats(), undelivered, started.elapsed());
     let stats = socket.stats();

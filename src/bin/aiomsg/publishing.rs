@@ -4,11 +4,12 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use aiomsg_uring::{LagLimit, Replay, Retention, SendError, SlowPolicy, SocketBuilder, Unkeyed, blocking};
+use aiomsg_uring::{LagLimit, Replay, Retention, SendError, SlowPolicy, SocketBuilder, Stats, Unkeyed, blocking};
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 
 use crate::connection::seconds;
+use crate::terminal::{grouped, note};
 
 /// How long a subscriber may hold a publisher, whose log is full, before it is disconnected: people pause `less` for
 /// longer than the library's default of 1 s.
@@ -113,6 +114,18 @@ impl Publishing {
             Some(rule) => socket.send_keyed(rule.of(&message.clone()), message),
             None => socket.send(message),
         }
+    }
+}
+
+/// After a signal: says what the program does not end for yet, if there is anything.
+pub(crate) fn tell_rest(stats: &Stats, linger: Duration) {
+    let rest = stats.messages_queued + stats.messages_pending;
+    if rest > 0 {
+        let seconds = linger.as_secs_f64();
+        let rest = grouped(rest);
+        note(format!(
+            "{rest} messages are still to be sent, for {seconds} s at most; a second signal ends this at once"
+        ));
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::connection::{Common, Places, guarantee, mode, seconds};
 use crate::exit::Exit;
-use crate::publishing::Publishing;
+use crate::publishing::{Publishing, tell_rest};
 use crate::terminal::{Live, grouped, note, report};
 use crate::work::{Work, is_interrupted};
 
@@ -172,6 +172,9 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let mut undelivered = inward.close().undelivered;
     if failed.is_ok() {
         work.wait_timeout(DRAIN_TIMEOUT);
+    }
+    if !options.common.quiet {
+        tell_rest(&outward.stats(), options.linger);
     }
     undelivered += outward.close().undelivered;
     screen.end();
