@@ -184,7 +184,7 @@ struct Places {
 impl Places {
     fn next_unsent(&self) -> Option<Rc<Place>> {
         let place = self.unsent.borrow_mut().pop()?;
-        place.is_unsent.set(false);
+        place.attend_bytes.set(0);
         Some(place)
     }
 }
@@ -195,10 +195,11 @@ struct Place {
     walker: RefCell<Walker>,
     /// In the list of those to which something has come.
     is_arrived: Cell<bool>,
-    /// In the list of those with something unsent.
-    is_unsent: Cell<bool>,
     /// Bytes appended since the last flush.
     unsent: Cell<usize>,
+    /// How many make `send` attend to them: 0 while the socket is not in the list of those with something unsent, then as many as
+    /// make it flush.
+    attend_bytes: Cell<usize>,
     /// How many make `send` flush.
     flush_bytes: Cell<usize>,
 }
@@ -224,8 +225,8 @@ impl Socket {
             shared,
             walker: RefCell::default(),
             is_arrived: Cell::new(false),
-            is_unsent: Cell::new(false),
             unsent: Cell::new(0),
+            attend_bytes: Cell::new(0),
             flush_bytes: Cell::new(FLUSH_BYTES),
         });
         engine.places.by_id.borrow_mut().insert(place.shared.id, place.clone());
@@ -284,14 +285,23 @@ impl Socket {
     }
 
     /// Counts what was appended; sends once it is much.
-    #[inline]
+    #[inline(always)]
     fn appended(&self, bytes: usize) -> Result<(), SendError> {
         let unsent = self.place.unsent.get() + bytes;
         self.place.unsent.set(unsent);
-        if !self.place.is_unsent.replace(true) {
+        match unsent < self.place.attend_bytes.get() {
+            true => Ok(()),
+            false => self.attend(unsent),
+        }
+    }
+
+    #[cold]
+    fn attend(&self, unsent: usize) -> Result<(), SendError> {
+        let flush_bytes = self.place.flush_bytes.get();
+        if self.place.attend_bytes.replace(flush_bytes) == 0 {
             self.engine.places.unsent.borrow_mut().push(self.place.clone());
         }
-        if unsent < self.place.flush_bytes.get() {
+        if unsent < flush_bytes {
             return Ok(());
         }
         match self.flush() {
