@@ -18,6 +18,7 @@ while [ $# -gt 0 ]; do
         *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
     esac
 done
+[ -z "$against" ] || [ -r "$against" ] || { echo "there is no $against: copy an instructions.json there first" >&2; exit 2; }
 command -v valgrind >/dev/null || { echo "valgrind is not installed" >&2; exit 2; }
 
 program=$(cargo bench --no-run --features bench-internals --bench micro --message-format=json-render-diagnostics |

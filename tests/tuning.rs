@@ -70,6 +70,7 @@ fn the_script_checks_what_the_file_lists() {
     }
     let usage = Command::new("bash").arg(tuning("tune.sh")).output().expect("bash");
     assert_eq!((usage.status.code(), usage.stdout.is_empty()), (Some(2), true));
+    assert!(!String::from_utf8_lossy(&usage.stderr).contains('$'), "people are told a place, not a variable");
 }
 
 #[test]

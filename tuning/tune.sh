@@ -5,7 +5,7 @@
 #   bash tune.sh apply     raise the values of sysctl.conf, now and after a restart; needs root
 #   bash tune.sh revert    put back what `apply` found; needs root
 #
-# Values are only ever raised. What was there before is kept in $SAVED.
+# Values are only ever raised. What was there before is kept in /var/lib/aiomsg/sysctl.saved.
 set -euo pipefail
 export LC_ALL=C
 
@@ -65,7 +65,10 @@ keep() {
 
 apply() {
     local name value is
-    install -d "$(dirname "$SAVED")" "$(dirname "$INSTALLED")"
+    if ! install -d "$(dirname "$SAVED")" "$(dirname "$INSTALLED")"; then
+        echo "this needs root: sudo bash tune.sh apply" >&2
+        exit 1
+    fi
     while read -r name value; do
         is="$(now "$name")" || true
         if [[ -n "$is" ]] && ((is < value)); then
