@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::inline::InlineEngine;
-use crate::backend::{BackendOptions, Choice, Kind, PoolOptions};
+use crate::backend::{BackendOptions, Choice as Backend, Kind as BackendKind, PoolOptions};
 use crate::shard::nanos;
 
 /// Settings of an [`Engine`] or an [`inline::Engine`](crate::inline::Engine): `E` is what `build` makes.
@@ -75,8 +75,8 @@ impl EngineBuilder {
 
 impl<E> EngineBuilder<E> {
     /// Which backend; by default io_uring if its self-test succeeds, else readiness. The environment variable `AIOMSG_BACKEND`
-    /// (`uring` or `poll`) decides where this is [`Choice::Auto`].
-    pub fn backend(mut self, choice: Choice) -> Self {
+    /// (`uring`, `poll` or `auto`) decides where this is [`Backend::Auto`].
+    pub fn backend(mut self, choice: Backend) -> Self {
         self.options.backend.choice = choice;
         self
     }
@@ -113,13 +113,13 @@ impl<E> EngineBuilder<E> {
 
     fn with_environment(self) -> Result<EngineOptions, EngineError> {
         let mut options = self.options;
-        if options.backend.choice == Choice::Auto
+        if options.backend.choice == Backend::Auto
             && let Ok(name) = std::env::var("AIOMSG_BACKEND")
         {
             options.backend.choice = match name.as_str() {
-                "uring" => Choice::Uring,
-                "poll" => Choice::Poll,
-                "auto" | "" => Choice::Auto,
+                "uring" => Backend::Uring,
+                "poll" => Backend::Poll,
+                "auto" | "" => Backend::Auto,
                 _ => return Err(EngineError::UnknownBackend(name)),
             };
         }
@@ -133,7 +133,7 @@ impl<E> EngineBuilder<E> {
 #[non_exhaustive]
 pub struct EngineInfo {
     /// The backend in use.
-    pub backend: Kind,
+    pub backend: BackendKind,
     /// Why that one, in words for an operator.
     pub reason: String,
     /// Reactor threads; 0 for an inline engine.

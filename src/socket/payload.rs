@@ -8,7 +8,7 @@ use crate::protocol::{self, Identity};
 use crate::shard::{Ack, AckMode, Message, SocketShared};
 
 /// The bytes of one message: borrowed ones are copied into the log (without an allocation if they are small), owned ones of 16 KiB
-/// and more are sent from where they are. What owns them ([`Bytes::from_owner`]) may be dropped within a call of the socket, which it must
+/// and more are sent from where they are. What owns them (`Bytes::from_owner`) may be dropped within a call of the socket, which it must
 /// not call then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload<'a> {
