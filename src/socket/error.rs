@@ -85,9 +85,9 @@ impl fmt::Display for BindError {
             Self::Io { endpoint, error } => {
                 use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
                 let hint = match (error.kind(), endpoint.starts_with("unix:")) {
-                    (AddrInUse, false) => "; another program listens there: choose another port, or 0 for a free one",
+                    (AddrInUse, false) => "; another socket listens there: choose another port, or 0 for a free one",
                     (AddrInUse, true) => {
-                        "; another program listens there, or the file is no socket: choose another path"
+                        "; another socket listens there, or the file is no socket: choose another path"
                     }
                     (AddrNotAvailable, _) => "; no interface of this machine has that address",
                     (PermissionDenied, false) => "; ports below 1024 need the right to bind them",

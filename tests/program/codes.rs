@@ -15,8 +15,8 @@ fn mistakes_are_told_in_a_line_that_says_what_to_do() {
     std::fs::write(&file, "").expect("written");
     let file = format!("unix:{}", file.display());
     let cases: [(&[&str], i32, &str); 19] = [
-        (&["sub", "--bind", &taken], 1, "another program listens there"),
-        (&["echo", "--bind", &taken], 1, "another program listens there"),
+        (&["sub", "--bind", &taken], 1, "another socket listens there"),
+        (&["echo", "--bind", &taken], 1, "another socket listens there"),
         (&["sub", "--bind", &file], 1, "choose another path"),
         (&["sub", "--bind", ":9"], 2, "*:port for all interfaces"),
         (&["sub", "--bind", "127.0.0.1"], 2, "has no port: write host:port"),
