@@ -88,20 +88,20 @@ impl<E> EngineBuilder<E> {
         self
     }
 
-    /// Receive slabs of each shard (default 32); with [`slab_bytes`](Self::slab_bytes) the memory that received bytes are lent
+    /// Receive slabs of each shard (default 32, from 2 to 32,768); with [`slab_bytes`](Self::slab_bytes) the memory that received bytes are lent
     /// from: 8 MiB a shard by default, of which only what is used becomes resident.
     pub fn slabs(mut self, slabs: usize) -> Self {
         self.options.backend.pool.slab_count = slabs.clamp(2, 32 * 1024);
         self
     }
 
-    /// Bytes of one receive slab (default 256 KiB): the most that one receive takes.
+    /// Bytes of one receive slab (default 256 KiB, from 4 KiB to 64 MiB): the most that one receive takes.
     pub fn slab_bytes(mut self, bytes: usize) -> Self {
         self.options.backend.pool.slab_bytes = bytes.clamp(4096, 64 << 20);
         self
     }
 
-    /// Sockets that may live on the engine at once (default 16,384, 16 bytes each).
+    /// Sockets that may live on the engine at once, at least 1 (default 16,384, 16 bytes each).
     pub fn sockets_max(mut self, sockets: usize) -> Self {
         self.options.sockets_max = sockets.max(1);
         self

@@ -289,7 +289,13 @@ impl SocketBuilder {
         if config.accepts_per_second == 0 || config.accepts_burst == 0 {
             return limit("accepts_per_second", "needs a rate and a burst above zero, or nobody could connect");
         }
-        if config.heartbeat_ns == 0 || config.timeout_ns <= config.heartbeat_ns {
+        if config.handshake_ns == 0 {
+            return limit("handshake_timeout", "is 0: nobody could connect");
+        }
+        if config.heartbeat_ns == 0 {
+            return limit("heartbeat_interval", "is 0: nothing but heartbeats would be sent");
+        }
+        if config.timeout_ns <= config.heartbeat_ns {
             return limit("receive_timeout", "must be longer than heartbeat_interval, or live peers would be cut off");
         }
         if config.reconnect_min_ns == 0 || config.reconnect_max_ns < config.reconnect_min_ns {

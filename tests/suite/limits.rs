@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aiomsg_uring::SendMode::{Publish, RoundRobin};
-use aiomsg_uring::{Event, Payload, SendError, TrySendError};
+use aiomsg_uring::{BuildError, Event, Payload, SendError, Socket, SocketBuilder, TrySendError};
 
 use crate::common::{Kind, RawPeer, data, eventually, expect_numbers, number, pattern, send_numbers};
 
@@ -24,6 +24,22 @@ single_tests!([
 ]);
 
 const MIB: usize = 1 << 20;
+
+#[test]
+fn settings_with_which_nothing_would_work_are_refused_by_name() {
+    let zero = Duration::ZERO;
+    type Set = fn(SocketBuilder, Duration) -> SocketBuilder;
+    let cases: [(Set, &str); 4] = [
+        (|builder, zero| builder.handshake_timeout(zero), "handshake_timeout"),
+        (|builder, zero| builder.heartbeat_interval(zero), "heartbeat_interval"),
+        (|builder, zero| builder.receive_timeout(zero), "receive_timeout"),
+        (|builder, zero| builder.reconnect_delay(zero, zero), "reconnect_delay"),
+    ];
+    for (set, name) in cases {
+        let error = set(Socket::builder(), zero).build().expect_err("refused");
+        assert!(matches!(error, BuildError::Limit { setting, .. } if setting == name), "{error}");
+    }
+}
 
 fn slow_reader_loses_nothing(one: Kind, other: Kind) {
     const COUNT: u64 = 200_000;
