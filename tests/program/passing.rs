@@ -11,8 +11,8 @@ use super::process::{PATIENCE, Program, run, run_with};
 
 fn both_addresses(relay: &mut Program) -> (String, String) {
     // The way out is opened first.
-    let outward = relay.address();
-    (relay.address(), outward)
+    let outward = relay.said("out: listening on ");
+    (relay.said("in: listening on "), outward)
 }
 
 #[test]

@@ -91,14 +91,20 @@ impl Common {
         .map(Some)
     }
 
-    /// A socket at all its places, its events told.
-    pub(crate) fn open(&self, engine: &Engine, places: &Places, settings: SocketBuilder) -> Result<blocking::Socket> {
+    /// A socket at all its places, its events told. `label`: what goes before its address where there are several.
+    pub(crate) fn open(
+        &self,
+        engine: &Engine,
+        places: &Places,
+        settings: SocketBuilder,
+        label: &str,
+    ) -> Result<blocking::Socket> {
         let socket = settings.engine(engine).build_blocking()?;
         for place in &places.bind {
             let address = socket.bind(place.clone())?;
             // The port that was asked for is no news.
             if self.verbose || (!self.quiet && place.to_string() != address.to_string()) {
-                note(format!("listening on {address}"));
+                note(format!("{label}listening on {address}"));
             }
         }
         for place in &places.connect {

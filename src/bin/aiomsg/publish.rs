@@ -104,7 +104,7 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let settings = Socket::builder().send_mode(mode).delivery_guarantee(options.guarantee).linger(options.linger);
     let settings = options.publishing.apply(settings);
     let settings = options.identity.into_iter().fold(settings, SocketBuilder::identity);
-    let socket = options.common.open(&engine, &options.places, settings)?;
+    let socket = options.common.open(&engine, &options.places, settings, "")?;
     let _served = options.common.serve_metrics(&engine, &[("pub", &socket)])?;
     let started = Instant::now();
     let end = {

@@ -77,7 +77,7 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let engine = options.common.engine()?;
     let settings = Socket::builder().ack_mode(AckMode::Manual);
     let settings = options.identity.into_iter().fold(settings, SocketBuilder::identity);
-    let socket = options.common.open(&engine, &options.places, settings)?;
+    let socket = options.common.open(&engine, &options.places, settings, "")?;
     let _served = options.common.serve_metrics(&engine, &[("sub", &socket)])?;
     let started = Instant::now();
     let written = Arc::new(Written::default());

@@ -130,12 +130,13 @@ pub(crate) fn run(options: &Options) -> Result<Exit> {
     let engine = options.common.engine()?;
     let Outward { places: OutPlaces { out_bind, out_connect }, out_mode, in_mode, out_guarantee } = &options.outward;
     let settings = || options.publishing.apply(Socket::builder().linger(options.linger));
-    let open = |bind: &[Endpoint], connect: &[Endpoint], settings| {
-        options.common.open(&engine, &Places { bind: bind.to_vec(), connect: connect.to_vec() }, settings)
+    let open = |bind: &[Endpoint], connect: &[Endpoint], settings, label| {
+        options.common.open(&engine, &Places { bind: bind.to_vec(), connect: connect.to_vec() }, settings, label)
     };
     // The way out first: what comes in has somewhere to go.
-    let outward = open(out_bind, out_connect, settings().send_mode(*out_mode).delivery_guarantee(*out_guarantee))?;
-    let inward = open(&options.inward.in_bind, &options.inward.in_connect, settings().send_mode(*in_mode))?;
+    let outward =
+        open(out_bind, out_connect, settings().send_mode(*out_mode).delivery_guarantee(*out_guarantee), "out: ")?;
+    let inward = open(&options.inward.in_bind, &options.inward.in_connect, settings().send_mode(*in_mode), "in: ")?;
     let _served = options.common.serve_metrics(&engine, &[("in", &inward), ("out", &outward)])?;
 
     let (forth, back) = (Arc::new(Flow::default()), Arc::new(Flow::default()));
