@@ -1,5 +1,8 @@
 //! The same socket with calls that block the thread, for programs without a runtime. It lives on the same engine, and both kinds of
 //! handle may be used on one socket.
+//!
+//! Not for a subscriber of `tracing` that hears the engine's own log, whose lines come from its reactors: one that blocks waits for itself.
+//! The `try_` calls may be made there.
 
 use std::time::{Duration, Instant};
 
