@@ -223,6 +223,11 @@ impl Ring for KernelRing {
         unacknowledged(socket.inner())
     }
 
+    fn send_now(&mut self, socket: &OsSocket, bytes: &[u8]) -> usize {
+        // What is wrong is said by the request that comes instead.
+        socket.inner().send_with_flags(bytes, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL).unwrap_or(0)
+    }
+
     fn shutdown(&self, socket: &OsSocket) {
         // It fails only when the connection is gone, which the next receive or send reports.
         let _ = socket.inner().shutdown(std::net::Shutdown::Write);

@@ -79,6 +79,9 @@ pub(super) trait Ring {
         None
     }
 
+    /// Sends as much as fits at once, by a call of its own; nothing where that is of no use now.
+    fn send_now(&mut self, socket: &Self::Socket, bytes: &[u8]) -> usize;
+
     /// Closes the write side.
     fn shutdown(&self, socket: &Self::Socket);
 

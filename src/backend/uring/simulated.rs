@@ -499,6 +499,11 @@ impl Ring for SimRing {
         connected.unwrap_or(Err(io::ErrorKind::NotConnected.into())).map(sim::address)
     }
 
+    fn send_now(&mut self, socket: &SimSocket, bytes: &[u8]) -> usize {
+        let Some(id) = self.thing(socket.descriptor) else { return 0 };
+        self.network.borrow_mut().write(id, std::iter::once(bytes)).unwrap_or(0)
+    }
+
     fn shutdown(&self, socket: &SimSocket) {
         if let Some(id) = self.thing(socket.descriptor) {
             self.network.borrow_mut().shutdown(id);

@@ -22,6 +22,7 @@ impl<R: Ring> Uring<R> {
         self.refill();
         let starving = self.feed_hungry();
         let hungry = self.hungry.len();
+        self.send_directly();
         let may_wait = deadline_ns > 0 && !starving && !self.ring.has_resolved();
         // Bounded: each round pushes something or is the last.
         loop {
@@ -173,7 +174,7 @@ impl<R: Ring> Uring<R> {
         }
     }
 
-    fn on_send(&mut self, key: usize, result: i32) {
+    pub(super) fn on_send(&mut self, key: usize, result: i32) {
         let op = &mut self.ops[key];
         let Work::Send(sending) = &mut op.work else { return };
         if result > 0 {
