@@ -10,7 +10,6 @@
 //! wait is refused ([`EngineError::Reentered`], [`SendError::Reentered`]).
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -145,7 +144,7 @@ impl Engine {
         self.inner.turn(deadline_ns)?;
         let by_id = self.places.by_id.borrow();
         self.inner.for_each_told(|id| {
-            if let Some(place) = by_id.get(id)
+            if let Some(Some(place)) = by_id.get(id.index())
                 && !place.is_arrived.replace(true)
             {
                 self.places.arrived.borrow_mut().push(place.clone());
@@ -174,7 +173,8 @@ impl EngineBuilder<Engine> {
 /// The sockets of an engine, and which of them it has to look at: however many there are, only those cost something.
 #[derive(Default)]
 struct Places {
-    by_id: RefCell<HashMap<SocketId, Rc<Place>>>,
+    /// By their numbers, which are dense.
+    by_id: RefCell<Vec<Option<Rc<Place>>>>,
     /// To which something has come that may still be there; each once.
     arrived: RefCell<Vec<Rc<Place>>>,
     /// To which something was appended that may not have been sent; each once.
@@ -229,7 +229,13 @@ impl Socket {
             attend_bytes: Cell::new(0),
             flush_bytes: Cell::new(FLUSH_BYTES),
         });
-        engine.places.by_id.borrow_mut().insert(place.shared.id, place.clone());
+        let at = place.shared.id.index();
+        let mut by_id = engine.places.by_id.borrow_mut();
+        if by_id.len() <= at {
+            by_id.resize(at + 1, None);
+        }
+        by_id[at] = Some(place.clone());
+        drop(by_id);
         Ok(Socket { engine: engine.clone(), place, outlet: RefCell::new(outlet) })
     }
 
@@ -632,7 +638,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.engine.places.by_id.borrow_mut().remove(&self.id());
+        self.engine.places.by_id.borrow_mut()[self.id().index()] = None;
         self.engine.places.arrived.borrow_mut().retain(|place| !Rc::ptr_eq(place, &self.place));
         self.start_close();
         // What can go at once does.
