@@ -26,7 +26,14 @@ impl World {
         let (one, other) = (self.dice.index(self.nodes.len()), self.dice.index(self.nodes.len()));
         let (host, remote) = (self.plans[one].host, self.plans[other].host);
         let until_ns = now_ns + self.dice.magnitude(100 * MS, 30 * S);
+        // A peer of theirs has been cut off meanwhile, and their others are ahead of that one.
+        for node in std::mem::take(&mut self.cut_off) {
+            if strikes(self, Fault::HostReset, 1) {
+                self.reset_all(node);
+            }
+        }
         if one != other && strikes(self, Fault::PartitionBothWays, 4) {
+            self.cut_off.extend([one, other]);
             self.common.network.borrow_mut().cut(host, remote, until_ns);
             self.common.network.borrow_mut().cut(remote, host, until_ns);
         }
@@ -38,12 +45,11 @@ impl World {
             }
         }
         if one != other && strikes(self, Fault::PartitionOneWay, 4) {
+            self.cut_off.push(one);
             self.common.network.borrow_mut().cut(host, remote, until_ns);
         }
         if strikes(self, Fault::HostReset, 4) {
-            for seat in self.nodes[one].seats() {
-                self.common.network.borrow_mut().reset_all(seat);
-            }
+            self.reset_all(one);
         }
         self.let_in_hostile();
         self.let_in_stock();
@@ -61,6 +67,12 @@ impl World {
             self.kill(one, true);
         }
         Some(())
+    }
+
+    fn reset_all(&mut self, node: usize) {
+        for seat in self.nodes[node].seats() {
+            self.common.network.borrow_mut().reset_all(seat);
+        }
     }
 
     /// Somebody who means no good connects to a socket that listens.

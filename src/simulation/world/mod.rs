@@ -63,6 +63,8 @@ pub(super) struct World {
     /// Steps since time last moved.
     steps_at_once: u64,
     next_mischief_ns: u64,
+    /// The nodes that a partition has separated from another one since the last mischief.
+    cut_off: Vec<usize>,
     /// No link may end any more.
     settled: bool,
     ending: bool,
@@ -104,6 +106,7 @@ impl World {
             turns: 0,
             steps_at_once: 0,
             next_mischief_ns: 0,
+            cut_off: Vec::new(),
             settled: false,
             ending: false,
             identities: 0,
