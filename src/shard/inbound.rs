@@ -129,11 +129,8 @@ impl Walker {
             if let Some(run) = &self.current
                 && let Some(first) = protocol::next_message(&run.frames, &mut at)
             {
-                let from = std::mem::take(&mut self.at);
-                let run = self.current.take()?;
-                if shared.inbox.release(run.frames.len()) {
-                    shared.resume_reading();
-                }
+                let from = self.at;
+                let run = self.end_run(shared)?;
                 if first.msg_id.is_some() && shared.config.ack_mode == AckMode::Automatic {
                     self.in_hand = InHand::Run(run.clone(), from);
                 }
@@ -179,19 +176,21 @@ impl Walker {
     /// The last message of the run takes the run's place: nothing is left of it here while the application has no need of more.
     fn last(&mut self, shared: &SocketShared, payload: Range<usize>) -> Bytes {
         // An empty payload holds nothing.
-        let Some(mut frames) = self.end_run(shared).filter(|_| !payload.is_empty()) else { return Bytes::new() };
+        let Some(Inbound { mut frames, .. }) = self.end_run(shared).filter(|_| !payload.is_empty()) else {
+            return Bytes::new();
+        };
         frames.truncate(payload.end);
         frames.advance(payload.start);
         frames
     }
 
-    fn end_run(&mut self, shared: &SocketShared) -> Option<Bytes> {
+    fn end_run(&mut self, shared: &SocketShared) -> Option<Inbound> {
         self.at = 0;
-        let frames = self.current.take()?.frames;
-        if shared.inbox.release(frames.len()) {
+        let run = self.current.take()?;
+        if shared.inbox.release(run.frames.len()) {
             shared.resume_reading();
         }
-        Some(frames)
+        Some(run)
     }
 
     /// Goes on to the next run; false if there is none.
