@@ -37,7 +37,8 @@ impl Appender {
     pub(crate) fn append<const H: usize>(&mut self, head: &[u8; H], payload: &[u8]) -> Result<(), Full> {
         const { assert!(H >= 4 && H <= HEAD_BYTES_MAX) };
         debug_assert_eq!(frame_bytes(head), Some(H as u64 + payload.len() as u64));
-        if self.writer.push(head, payload, 1) { Ok(()) } else { self.append_slow(head, payload) }
+        // The slow path has a copy of the head, so that this one can be in registers.
+        if self.writer.push(head, payload, 1) { Ok(()) } else { self.append_slow(&{ *head }, payload) }
     }
 
     /// Appends one frame whose payload, if it is large, is kept by reference instead of copied.

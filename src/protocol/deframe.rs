@@ -138,22 +138,34 @@ impl Deframer {
             }
             let frame_bytes = LENGTH_BYTES + length;
             at += frame_bytes;
-            if head[4] == kind::DATA && length != 0 {
-                scan.messages += 1;
-                // Messages of one length often follow each other. Where the next one lies is then known without waiting for its head.
-                while data.get(at..at + frame_bytes).is_some_and(|frame| frame.starts_with(head)) {
+            // Frames of one type and length often follow each other: where the next one lies is then known without waiting for its head.
+            let mut alike = || {
+                let next = data.get(at..at + frame_bytes).filter(|frame| frame.starts_with(head))?;
+                at += frame_bytes;
+                Some(next)
+            };
+            let has_id = length >= MSG_ID_LENGTH;
+            match head[4] {
+                kind::DATA if length > 0 => {
                     scan.messages += 1;
-                    at += frame_bytes;
-                }
-            } else if length >= MSG_ID_LENGTH {
-                match head[4] {
-                    kind::DATA_REQ => {
+                    while alike().is_some() {
                         scan.messages += 1;
-                        scan.needs_ack = true;
                     }
-                    kind::ACK => frame::msg_id_of(rest).into_iter().for_each(&mut on_ack),
-                    _ => {}
                 }
+                kind::DATA_REQ if has_id => {
+                    scan.messages += 1;
+                    scan.needs_ack = true;
+                    while alike().is_some() {
+                        scan.messages += 1;
+                    }
+                }
+                kind::ACK if has_id => {
+                    frame::msg_id_of(rest).into_iter().for_each(&mut on_ack);
+                    while let Some(next) = alike() {
+                        frame::msg_id_of(next).into_iter().for_each(&mut on_ack);
+                    }
+                }
+                _ => {}
             }
         };
         scan.run = start..at;

@@ -116,7 +116,7 @@ pub(crate) fn length(bytes: &[u8]) -> Option<u32> {
 }
 
 /// Bytes of the whole frame that `bytes` start with, LENGTH included; `None` while LENGTH is incomplete.
-#[inline]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn frame_len(bytes: &[u8]) -> Option<usize> {
     // Saturates where usize has 32 bits: such a frame fits in no memory, and no limit lets it through.
     length(bytes).map(|length| (length as usize).saturating_add(LENGTH_BYTES))
@@ -124,6 +124,7 @@ pub(crate) fn frame_len(bytes: &[u8]) -> Option<usize> {
 
 /// The msg_id and the place of the payload in `frame`, which is one whole frame; `None` when it carries no payload: any
 /// other type, or a body that is too short.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn payload_of(frame: &[u8]) -> Option<(Option<MsgId>, Range<usize>)> {
     let mut at = 0;
     let message = next_message(frame.get(..frame_len(frame)?)?, &mut at)?;

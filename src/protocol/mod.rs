@@ -50,7 +50,9 @@ pub(crate) use delivery::ids::IdSet;
 pub(crate) use delivery::pending::{Overdue, Pending, PendingConfig, Waiting};
 pub(crate) use delivery::window::Windows;
 pub(crate) use delivery::{IdHash, MsgIds};
-pub(crate) use frame::{HEARTBEAT, MsgId, ack, data_head, data_req_head, next_message, payload_of};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use frame::payload_of;
+pub(crate) use frame::{HEARTBEAT, MsgId, ack, data_head, data_req_head, next_message};
 pub(crate) use handshake::{Handshake, Role};
 pub(crate) use liveness::{Due, Liveness, LivenessConfig};
 pub(crate) use rng::Rng;

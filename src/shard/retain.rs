@@ -1,8 +1,11 @@
 //! AT_LEAST_ONCE, the sender's part: what went out on a link is kept until its ACK comes back on that link, sent again when it does not,
-//! and handed on when the link dies. Kept frames are slices of the memory that they were sent from, so that nothing is copied; that
+//! and handed on when the link dies. Kept frames are places in the memory that they were sent from, so that nothing is copied; that
 //! memory counts against the socket's log as long as they are kept, which is what bounds them.
 
+use std::ops::Range;
+
 use bytes::Bytes;
+use slab::Slab;
 
 use super::lane::Lane;
 use super::link::Link;
@@ -18,6 +21,8 @@ use crate::shard::tally::add;
 /// What one link has sent and not seen acknowledged.
 pub(super) struct Retained {
     pending: Pending<Kept>,
+    /// The memory of what waits.
+    sent: Slab<Sent>,
     /// Finds the frames in what was sent, however sends cut them.
     deframer: Deframer,
     /// For what the link's timer is set.
@@ -26,11 +31,28 @@ pub(super) struct Retained {
     early: Vec<MsgId>,
 }
 
-/// A frame that wants an ACK.
+/// A piece of what was sent, in which messages wait for their ACK.
+struct Sent {
+    bytes: Bytes,
+    /// How many.
+    waiting: u32,
+}
+
+/// A frame that wants an ACK: where it is.
+#[derive(Clone, Copy)]
 struct Kept {
-    frame: Bytes,
+    /// In which of [`Retained::sent`].
+    sent: u32,
+    start: u32,
+    end: u32,
     /// It is for this peer only.
     directed: bool,
+}
+
+impl Kept {
+    fn len(self) -> usize {
+        (self.end - self.start) as usize
+    }
 }
 
 /// Messages of a link that wait for their ACK at most: what a receiver of ours recognises when it comes again.
@@ -47,6 +69,7 @@ impl Retained {
                 // Never refuses: what has gone out must be kept. The bound is when sending stops, see `is_full`.
                 capacity: usize::MAX,
             }),
+            sent: Slab::new(),
             deframer: Deframer::new(u32::MAX),
             timed_ns: u64::MAX,
             early: Vec::new(),
@@ -59,36 +82,64 @@ impl Retained {
         for slice in slices {
             // What we wrote ourselves has no frame that is too long.
             let Ok(scan) = self.deframer.feed(slice, |_| {}) else { continue };
-            let first_end = position + scan.run.start as u64;
-            if let Some(frame) = scan.assembled
-                && let Some((Some(msg_id), _)) = protocol::payload_of(&frame)
-            {
-                let start = first_end - frame.len() as u64;
-                kept += self.keep_frame(frame, msg_id, lane, start, now_ns);
+            if let Some(frame) = scan.assembled {
+                let start = position + scan.run.start as u64 - frame.len() as u64;
+                kept += self.keep_frames(&frame, 0..frame.len(), lane, start, now_ns);
             }
-            let run = slice.slice(scan.run);
-            let mut at = 0;
-            while at < run.len() {
-                let start = at;
-                let Some(message) = protocol::next_message(&run, &mut at) else { break };
-                let Some(msg_id) = message.msg_id else { continue };
-                let frame = run.slice(start..message.payload.end);
-                kept += self.keep_frame(frame, msg_id, lane, first_end + start as u64, now_ns);
-            }
+            kept += self.keep_frames(slice, scan.run.clone(), lane, position + scan.run.start as u64, now_ns);
             position += slice.len() as u64;
         }
         kept
     }
 
-    fn keep_frame(&mut self, frame: Bytes, msg_id: MsgId, lane: &Lane, position: u64, now_ns: u64) -> usize {
-        // A copy is not kept again: its original still waits, or was acknowledged meanwhile.
-        if lane.is_again(position) && !planted(Bug::KeepCopies) {
-            return 0;
+    /// The whole frames in `run` of `bytes`, which begin at `position` of the lane.
+    fn keep_frames(&mut self, bytes: &Bytes, run: Range<usize>, lane: &Lane, position: u64, now_ns: u64) -> usize {
+        let sent = self.sent.vacant_key() as u32;
+        let (mut waiting, mut kept) = (0, 0);
+        let frames = &bytes[..run.end];
+        let mut at = run.start;
+        while let start = at
+            && let Some(message) = protocol::next_message(frames, &mut at)
+        {
+            let Some(msg_id) = message.msg_id else { continue };
+            let position = position + (start - run.start) as u64;
+            // A copy is not kept again: its original still waits, or was acknowledged meanwhile.
+            if lane.is_again(position) && !planted(Bug::KeepCopies) {
+                continue;
+            }
+            // Memory of ours is no longer than what fits into 32 bits.
+            let frame = Kept { sent, start: start as u32, end: at as u32, directed: lane.is_directed(position) };
+            if self.pending.insert(Waiting { msg_id, attempts: 1, message: frame }, now_ns).is_ok() {
+                waiting += 1;
+                kept += frame.len();
+            }
         }
-        let directed = lane.is_directed(position);
-        let bytes = frame.len();
-        let waiting = Waiting { msg_id, attempts: 1, message: Kept { frame, directed } };
-        if self.pending.insert(waiting, now_ns).is_ok() { bytes } else { 0 }
+        if waiting > 0 {
+            self.sent.insert(Sent { bytes: bytes.clone(), waiting });
+        }
+        kept
+    }
+
+    fn frame(&self, kept: Kept) -> Bytes {
+        self.sent[kept.sent as usize].bytes.slice(kept.start as usize..kept.end as usize)
+    }
+
+    /// A frame waits no longer.
+    #[inline]
+    fn let_go(&mut self, kept: Kept) {
+        let sent = &mut self.sent[kept.sent as usize];
+        sent.waiting -= 1;
+        if sent.waiting == 0 {
+            self.sent.remove(kept.sent as usize);
+        }
+    }
+
+    /// All frames that wait, in the order in which they went out last, with whether they are for this peer only.
+    fn drain(&mut self) -> Vec<(Bytes, bool)> {
+        let waiting = self.pending.drain();
+        let frames = waiting.iter().map(|waiting| (self.frame(waiting.message), waiting.message.directed)).collect();
+        self.sent.clear();
+        frames
     }
 
     /// The ACKs that were too early for their send, if there are any.
@@ -135,15 +186,21 @@ impl Shard {
         let is_sending = link.sending.is_some();
         let (id, Some(retained), Some(lane)) = (link.socket, &mut link.retained, &mut link.lane) else { return };
         let now_ns = self.now_ns;
-        let mut round_trips_ns = Vec::new();
+        // How long they took, and how many that long: what went out together and comes back together.
+        let mut round_trips: Vec<(u64, u64)> = Vec::new();
         let mut known = 0;
         let mut directed = 0;
         for msg_id in ids {
             if let Some((kept, round_trip_ns)) = retained.pending.acknowledge(msg_id, now_ns) {
                 known += 1;
-                round_trips_ns.extend(round_trip_ns);
-                lane.unacknowledged -= kept.frame.len();
-                directed += if kept.directed { kept.frame.len() } else { 0 };
+                match (round_trip_ns, round_trips.last_mut()) {
+                    (Some(ns), Some((last_ns, count))) if *last_ns == ns => *count += 1,
+                    (Some(ns), _) => round_trips.push((ns, 1)),
+                    (None, _) => {}
+                }
+                lane.unacknowledged -= kept.len();
+                directed += if kept.directed { kept.len() } else { 0 };
+                retained.let_go(kept);
             } else if is_sending && retained.early.len() < PENDING_MAX {
                 retained.early.push(*msg_id);
             }
@@ -151,7 +208,7 @@ impl Shard {
         link.queued_sub(directed);
         if let Some(socket) = self.sockets.get_mut(id.index()).and_then(Option::as_mut) {
             link.count(socket.counters(), |tally| &tally.delivered, known);
-            link.count_round_trips(socket.counters(), &round_trips_ns);
+            link.count_round_trips(socket.counters(), &round_trips);
             socket.released = true;
         }
     }
@@ -193,16 +250,17 @@ impl Shard {
             // Bounded by what waits: a message that is sent again is due later.
             while let Some(overdue) = retained.pending.poll(now_ns) {
                 match overdue {
-                    Overdue::Resend(_, kept) => {
+                    Overdue::Resend(_, &kept) => {
                         resent += 1;
-                        let mut copy = kept.frame.to_vec();
+                        let mut copy = retained.frame(kept).to_vec();
                         copy[5] ^= u8::from(planted(Bug::ResendNewId));
                         lane.take_again(Frame::Whole(&copy));
                     }
                     Overdue::Expired(Waiting { message: kept, .. }) => {
                         expired += 1;
-                        lane.unacknowledged -= kept.frame.len();
-                        directed_bytes += if kept.directed { kept.frame.len() } else { 0 };
+                        lane.unacknowledged -= kept.len();
+                        directed_bytes += if kept.directed { kept.len() } else { 0 };
+                        retained.let_go(kept);
                     }
                 }
             }
@@ -230,10 +288,10 @@ pub(super) fn hand_on(socket: &mut ShardSocket, link: &mut Link, expires_ns: u64
     let mut park = Vec::new();
     let keep = link.retained.is_some();
     if let Some(retained) = &mut link.retained {
-        for waiting in retained.pending.drain().into_iter().filter(|_| !planted(Bug::PendingLost)) {
-            match waiting.message {
-                Kept { frame, directed: true } if !planted(Bug::LoseAddressee) => park.push(frame),
-                Kept { frame, .. } => back.take_frames(frame, 1),
+        for (frame, directed) in retained.drain().into_iter().filter(|_| !planted(Bug::PendingLost)) {
+            match directed && !planted(Bug::LoseAddressee) {
+                true => park.push(frame),
+                false => back.take_frames(frame, 1),
             }
         }
     }

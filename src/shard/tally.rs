@@ -282,11 +282,11 @@ impl Link {
         }
     }
 
-    /// Acknowledgements have come after these times.
-    pub(super) fn count_round_trips(&self, counters: &Counters, times_ns: &[u64]) {
+    /// Acknowledgements have come: after how long, and how many.
+    pub(super) fn count_round_trips(&self, counters: &Counters, times: &[(u64, u64)]) {
         let own = self.account.as_ref().and_then(|account| account.tally.round_trips.as_ref());
         for tally in [counters.all.round_trips.as_ref(), own].into_iter().flatten() {
-            times_ns.iter().for_each(|&ns| tally.take(ns));
+            times.iter().for_each(|&(ns, count)| tally.take(ns, count));
         }
     }
 }
@@ -323,19 +323,24 @@ struct RoundTripTally {
 }
 
 impl RoundTripTally {
-    fn take(&self, ns: u64) {
-        let recent = self.recent_ns.load(Relaxed);
-        let (shortest, recent) = match self.count.load(Relaxed) {
+    /// `count` round trips (at least one) took `ns`.
+    fn take(&self, ns: u64, count: u64) {
+        /// After so many of one kind the moving mean is there, within rounding.
+        const SETTLED: u64 = 128;
+        let (shortest, mut recent) = match self.count.load(Relaxed) {
             0 => (ns, ns),
-            _ => (self.shortest_ns.load(Relaxed).min(ns), recent - recent / 8 + ns / 8),
+            _ => (self.shortest_ns.load(Relaxed).min(ns), self.recent_ns.load(Relaxed)),
         };
+        for _ in 0..count.min(SETTLED) {
+            recent = recent - recent / 8 + ns / 8;
+        }
         self.shortest_ns.store(shortest, Relaxed);
         self.recent_ns.store(recent, Relaxed);
         self.longest_ns.store(self.longest_ns.load(Relaxed).max(ns), Relaxed);
-        add(&self.total_ns, ns);
-        add(&self.count, 1);
+        add(&self.total_ns, ns.saturating_mul(count));
+        add(&self.count, count);
         if let Some(at) = RoundTrips::bucket_of(ns) {
-            add(&self.buckets[at], 1);
+            add(&self.buckets[at], count);
         }
     }
 

@@ -1,8 +1,7 @@
-//! Sets of message ids (parent module). Our sources count their ids, so neighbours are kept together: sixty-four of them are one entry
-//! of a table, which stays in the caches while they come and go. Ids that are random take an entry each.
+//! Sets of message ids (parent module). Our sources count their ids, so neighbours are kept together: sixty-four of them are one block,
+//! and one in so many goes to the table. Ids that are random take a block each.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 
 use super::IdHash;
 use crate::protocol::frame::MsgId;
@@ -13,12 +12,40 @@ const BLOCK_BITS: u32 = u64::BITS.ilog2();
 /// A set of message ids. It has no bound of its own.
 #[derive(Debug, Default)]
 pub(crate) struct IdSet {
+    /// The block where an id was inserted last, and the one where one was removed last; they are not in the table.
+    inserted: Block,
+    removed: Block,
     /// By all of an id but its last bits, which ids of that block are there.
-    blocks: HashMap<u128, u64, IdHash>,
+    table: HashMap<u128, u64, IdHash>,
     len: usize,
 }
 
-/// The block of an id, and its bit there.
+#[derive(Debug)]
+struct Block {
+    number: u128,
+    bits: u64,
+}
+
+impl Default for Block {
+    /// A block that no id has.
+    fn default() -> Self {
+        Self { number: u128::MAX, bits: 0 }
+    }
+}
+
+impl Block {
+    /// Goes on to another block.
+    #[cold]
+    fn turn_to(&mut self, number: u128, table: &mut HashMap<u128, u64, IdHash>) {
+        let bits = table.remove(&number).unwrap_or(0);
+        if self.bits != 0 {
+            table.insert(self.number, self.bits);
+        }
+        *self = Block { number, bits };
+    }
+}
+
+/// The number of an id's block, and its bit there.
 #[inline]
 fn place(id: &MsgId) -> (u128, u64) {
     let number = u128::from_be_bytes(id.0);
@@ -29,10 +56,13 @@ impl IdSet {
     /// True if it was not there.
     #[inline]
     pub(crate) fn insert(&mut self, id: &MsgId) -> bool {
-        let (block, bit) = place(id);
-        let bits = self.blocks.entry(block).or_default();
-        let fresh = *bits & bit == 0;
-        *bits |= bit;
+        let (number, bit) = place(id);
+        let block = if self.removed.number == number { &mut self.removed } else { &mut self.inserted };
+        if block.number != number {
+            block.turn_to(number, &mut self.table);
+        }
+        let fresh = block.bits & bit == 0;
+        block.bits |= bit;
         self.len += usize::from(fresh);
         fresh
     }
@@ -40,20 +70,21 @@ impl IdSet {
     /// True if it was there.
     #[inline]
     pub(crate) fn remove(&mut self, id: &MsgId) -> bool {
-        let (block, bit) = place(id);
-        let Entry::Occupied(mut bits) = self.blocks.entry(block) else { return false };
-        let known = bits.get() & bit != 0;
-        *bits.get_mut() &= !bit;
-        if *bits.get() == 0 {
-            bits.remove();
+        let (number, bit) = place(id);
+        let block = if self.inserted.number == number { &mut self.inserted } else { &mut self.removed };
+        if block.number != number {
+            block.turn_to(number, &mut self.table);
         }
+        let known = block.bits & bit != 0;
+        block.bits &= !bit;
         self.len -= usize::from(known);
         known
     }
 
     pub(crate) fn contains(&self, id: &MsgId) -> bool {
-        let (block, bit) = place(id);
-        self.blocks.get(&block).is_some_and(|bits| bits & bit != 0)
+        let (number, bit) = place(id);
+        let at_hand = [&self.inserted, &self.removed].into_iter().find(|block| block.number == number);
+        at_hand.map(|block| &block.bits).or_else(|| self.table.get(&number)).is_some_and(|bits| bits & bit != 0)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -86,7 +117,8 @@ mod tests {
             }
             // Nothing is kept of what has gone.
             let blocks: BTreeSet<u128> = model.iter().map(|number| number >> BLOCK_BITS).collect();
-            prop_assert_eq!(ids.blocks.len(), blocks.len());
+            let at_hand = [&ids.inserted, &ids.removed].into_iter().filter(|block| block.bits != 0).count();
+            prop_assert_eq!(ids.table.len() + at_hand, blocks.len());
         }
     }
 }

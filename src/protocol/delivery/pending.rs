@@ -99,6 +99,7 @@ impl<T> Pending<T> {
 
     /// Adds a message that was sent at `now_ns`; its `attempts` include that sending. Given back when the table is full
     /// or the id is taken.
+    #[inline(always)]
     pub(crate) fn insert(&mut self, waiting: Waiting<T>, now_ns: u64) -> Result<(), Waiting<T>> {
         let msg_id = waiting.msg_id;
         if self.len >= self.config.capacity {
@@ -116,6 +117,7 @@ impl<T> Pending<T> {
 
     /// An ACK has come at `now_ns`. Returns its message, with how long it took if it was sent once only: else nobody knows which
     /// sending this answers. `None` for an id that does not wait: acknowledged before, expired, or never ours.
+    #[inline(always)]
     pub(crate) fn acknowledge(&mut self, msg_id: &MsgId, now_ns: u64) -> Option<(T, Option<u64>)> {
         let likely = self.next.max(self.first);
         let number = match self.row(likely) {
@@ -196,6 +198,7 @@ impl<T> Pending<T> {
         self.rows.get(usize::try_from(number.checked_sub(self.first)?).ok()?)?.as_ref()
     }
 
+    #[inline(always)]
     fn push(&mut self, row: Row<T>) {
         if let Some(index) = &mut self.index {
             index.insert(row.waiting.msg_id, self.first + self.rows.len() as u64);
@@ -204,8 +207,11 @@ impl<T> Pending<T> {
     }
 
     /// Takes a row out, and the holes that are then at the front; all holes once they are the larger part.
+    // Inlined, so that a row is not moved through memory once more: what was stored in words is not yet there to be loaded in pairs.
+    #[inline(always)]
     fn take(&mut self, number: u64) -> Option<Row<T>> {
-        let row = self.rows.get_mut(usize::try_from(number.checked_sub(self.first)?).ok()?)?.take()?;
+        let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        let row = self.rows.get_mut(at)?.take()?;
         self.len -= 1;
         if let Some(index) = &mut self.index {
             index.remove(&row.waiting.msg_id);
@@ -215,14 +221,19 @@ impl<T> Pending<T> {
             self.first += 1;
         }
         if self.rows.len() > 2 * self.len + HOLES_MAX {
-            self.first += self.rows.len() as u64;
-            self.rows.retain(Option::is_some);
-            self.index = None;
+            self.close_holes();
         }
         if self.len == 0 {
             self.index = None;
         }
         Some(row)
+    }
+
+    #[cold]
+    fn close_holes(&mut self) {
+        self.first += self.rows.len() as u64;
+        self.rows.retain(Option::is_some);
+        self.index = None;
     }
 
     /// Where each row is; made when it is first needed, and again after the rows have moved.

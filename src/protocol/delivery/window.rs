@@ -1,6 +1,6 @@
 //! What a receiver has seen: the last message ids of each peer, so that a resend is recognised (parent module).
 //!
-//! A window holds its ids twice, in order and by hash, and forgets the oldest when it is full; so a duplicate is
+//! A window holds its ids twice, in order and as a set, and forgets the oldest when it is full; so a duplicate is
 //! recognised as long as it comes within `ids_per_peer` messages of that peer. The windows outlive links.
 
 use std::collections::{HashMap, VecDeque};
@@ -15,8 +15,23 @@ use crate::protocol::identity::Identity;
 pub(crate) struct Window {
     capacity: usize,
     /// Oldest first; the same ids as in `seen`.
-    order: VecDeque<MsgId>,
+    order: VecDeque<Stretch>,
     seen: IdSet,
+}
+
+/// Ids that count up and came one after the other: all that a source of ours sends over a link.
+#[derive(Debug)]
+struct Stretch {
+    first: MsgId,
+    count: u32,
+}
+
+impl Stretch {
+    /// The id `count` places further on.
+    #[inline]
+    fn after(&self, count: u32) -> MsgId {
+        MsgId(u128::from_be_bytes(self.first.0).wrapping_add(count.into()).to_be_bytes())
+    }
 }
 
 impl Window {
@@ -30,11 +45,23 @@ impl Window {
         if !self.seen.insert(&msg_id) {
             return false;
         }
-        if self.order.len() == self.capacity {
-            self.order.pop_front().map(|oldest| self.seen.remove(&oldest));
+        match self.order.back_mut() {
+            Some(last) if last.count < u32::MAX && last.after(last.count) == msg_id => last.count += 1,
+            _ => self.order.push_back(Stretch { first: msg_id, count: 1 }),
         }
-        self.order.push_back(msg_id);
+        if self.seen.len() > self.capacity {
+            self.forget_oldest();
+        }
         true
+    }
+
+    fn forget_oldest(&mut self) {
+        let Some(oldest) = self.order.front_mut() else { return };
+        self.seen.remove(&oldest.first);
+        (oldest.first, oldest.count) = (oldest.after(1), oldest.count - 1);
+        if oldest.count == 0 {
+            self.order.pop_front();
+        }
     }
 }
 
@@ -92,7 +119,21 @@ mod tests {
         assert!(window.insert(id(4)));
         assert!(window.insert(id(1)), "the oldest was forgotten");
         assert!(!window.insert(id(3)));
-        assert_eq!((window.order.len(), window.seen.len()), (3, 3));
+        assert_eq!(window.seen.len(), 3);
+    }
+
+    /// Whether ids come in order or not, and wherever stretches of them end.
+    #[test]
+    fn exactly_the_last_ones_are_remembered() {
+        let mut window = Window::new(5);
+        let ids = [1, 2, 3, 9, 4, 5, u64::MAX, 0, 7, 6, 8, 10, 11, 12, 13, 14, 15];
+        for (at, &number) in ids.iter().enumerate() {
+            assert!(window.insert(id(number)));
+            let remembered = &ids[at.saturating_sub(4)..=at];
+            assert_eq!(window.seen.len(), remembered.len());
+            assert!(ids[..=at].iter().all(|number| window.seen.contains(&id(*number)) == remembered.contains(number)));
+            assert_eq!(window.order.iter().map(|stretch| stretch.count as usize).sum::<usize>(), remembered.len());
+        }
     }
 
     #[test]
