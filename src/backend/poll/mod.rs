@@ -33,6 +33,10 @@ use super::{
     dead_handle, monotonic_ns,
 };
 
+/// Reports taken at a time: about as many receives as there are slabs for. The poller goes around: who is not among them is the next
+/// time.
+const REPORTS_MAX: NonZeroUsize = NonZeroUsize::new(32).unwrap();
+
 /// Receives that are tried again for each slab that came back.
 const FED_PER_SLAB: usize = 16;
 
@@ -82,7 +86,7 @@ impl Poll {
         let mode = if poller.supports_level() { PollMode::Level } else { PollMode::Oneshot };
         Ok(Poll {
             mode,
-            events: Events::with_capacity(NonZeroUsize::new(TURN_COMPLETIONS_MAX).unwrap_or(NonZeroUsize::MIN)),
+            events: Events::with_capacity(REPORTS_MAX),
             entries: Slab::new(),
             tokens: TokenMap::default(),
             dirty: Vec::new(),
