@@ -293,14 +293,15 @@ fn publish(options: &Options) -> Outcome {
     }
     let mut data = message(DATA, 0, options.size);
     sender.start();
+    let mut delivered = socket.stats().messages_addressed;
     for index in 0..options.count {
         while !sender.is_open(index) {
             thread::yield_now();
         }
         stamp(&mut data, DATA, index);
-        let before = if alone { socket.stats().messages_delivered } else { 0 };
         send!(socket, &data, owned)?;
-        while alone && socket.stats().messages_delivered < before + options.copies() {
+        delivered += options.copies();
+        while alone && socket.stats().messages_delivered < delivered {
             thread::yield_now();
         }
     }
