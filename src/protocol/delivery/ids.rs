@@ -1,5 +1,5 @@
 //! Sets of message ids (parent module). Our sources count their ids, so neighbours are kept together: sixty-four of them are one block,
-//! and one in so many goes to the table. Ids that are random take a block each.
+//! and blocks are looked up in the table only when others than the last ones are needed. Ids that are random take a block each.
 
 use std::collections::HashMap;
 
