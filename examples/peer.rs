@@ -6,7 +6,7 @@
 //! library's choice. `shards=N`: reactor threads. `spin`: busy waiting before parking. `publish`:
 //! the push pattern through a PUBLISH socket with its one peer, else ROUNDROBIN. `alone`: each
 //! message goes out by itself. `batch`: received by the borrowed batch call. `owned`: each message is
-//! sent as `Bytes` of its own instead of a borrowed slice. `acknowledged`: AT_LEAST_ONCE. `--pattern push`
+//! sent as `Bytes` of its own instead of a borrowed slice. `in_place`: each message is written where it is sent from. `acknowledged`: AT_LEAST_ONCE. `--pattern push`
 //! with more than one `--subs`: ROUNDROBIN to so many workers, in one process.
 
 mod support;
@@ -86,11 +86,40 @@ fn socket(options: &Options) -> SocketBuilder {
     }
 }
 
-/// The stamped message as the payload that `send` gets.
+/// Stamps the message and sends it.
 macro_rules! send {
-    ($socket:expr, $message:expr, $owned:expr) => {
-        if $owned { $socket.send(Bytes::copy_from_slice($message)) } else { $socket.send(&$message[..]) }
+    ($socket:expr, $message:expr, $index:expr, $how:expr) => {
+        match $how {
+            How::Borrowed => {
+                stamp(&mut $message, DATA, $index);
+                $socket.send(&$message[..])
+            }
+            How::Owned => {
+                stamp(&mut $message, DATA, $index);
+                $socket.send(Bytes::copy_from_slice(&$message))
+            }
+            How::InPlace => $socket.send_with($message.len(), |message| stamp(message, DATA, $index)),
+        }
     };
+}
+
+/// How a message is given to `send`.
+#[derive(Clone, Copy)]
+enum How {
+    Borrowed,
+    Owned,
+    /// Zero where it is not stamped.
+    InPlace,
+}
+
+impl How {
+    fn of(options: &Options) -> How {
+        match (options.has("in_place"), options.has("owned")) {
+            (true, _) => How::InPlace,
+            (_, true) => How::Owned,
+            _ => How::Borrowed,
+        }
+    }
 }
 
 // --- inline: this thread drives the engine ---------------------------------------------------
@@ -104,7 +133,7 @@ fn publish_inline(options: &Options) -> Outcome {
     let engine = engine_inline(options)?;
     let socket = socket(options).build_inline(&engine)?;
     socket.bind(endpoint(options))?;
-    let (owned, alone) = (options.has("owned"), options.has("alone"));
+    let (how, alone) = (How::of(options), options.has("alone"));
     // Each worker gets one of what every peer has to get.
     let rounds = if options.is_shared() { options.subs } else { 1 };
     let mut ready = Vec::new();
@@ -122,8 +151,7 @@ fn publish_inline(options: &Options) -> Outcome {
             socket.flush()?;
             engine.poll(Some(Duration::from_micros(100)), &mut ready)?;
         }
-        stamp(&mut data, DATA, index);
-        send!(socket, &data, owned)?;
+        send!(socket, data, index, how)?;
         if alone {
             socket.flush()?;
         }
@@ -282,7 +310,7 @@ fn publish(options: &Options) -> Outcome {
     let engine = engine(options)?;
     let socket = socket(options).engine(&engine).build_blocking()?;
     socket.bind(endpoint(options))?;
-    let (owned, alone) = (options.has("owned"), options.has("alone"));
+    let (how, alone) = (How::of(options), options.has("alone"));
     // Each worker gets one of what every peer has to get.
     let rounds = if options.is_shared() { options.subs } else { 1 };
     while let Some(probe) = sender.probe() {
@@ -298,8 +326,7 @@ fn publish(options: &Options) -> Outcome {
         while !sender.is_open(index) {
             thread::yield_now();
         }
-        stamp(&mut data, DATA, index);
-        send!(socket, &data, owned)?;
+        send!(socket, data, index, how)?;
         delivered += options.copies();
         while alone && socket.stats().messages_delivered < delivered {
             thread::yield_now();

@@ -99,6 +99,19 @@ impl Log {
         self.appender.append(&protocol::data_head(payload.len()), payload).is_ok()
     }
 
+    /// Appends a small message that `fill` writes in its place; false if there is no room.
+    #[inline]
+    pub fn append_with(&mut self, bytes: usize, fill: impl FnOnce(&mut [u8])) -> bool {
+        match self.appender.append_with(|| protocol::data_head(bytes), bytes, fill) {
+            Ok(()) => true,
+            Err(fill) => {
+                let mut payload = vec![0; bytes];
+                fill(&mut payload);
+                self.append(&payload)
+            }
+        }
+    }
+
     /// Appends a message, by reference if it is large; false if there was no room.
     #[inline]
     pub fn append_bytes(&mut self, payload: Bytes) -> bool {

@@ -97,8 +97,12 @@ impl Pair {
 
     fn rounds(&self, rounds: u64) {
         for _ in 0..rounds {
-            for _ in 0..ROUND {
-                self.sender.send(&PAYLOAD).expect("sent");
+            for number in 0..ROUND {
+                match number % 2 {
+                    0 => self.sender.send(&PAYLOAD),
+                    _ => self.sender.send_with(PAYLOAD.len(), |to| to.copy_from_slice(&PAYLOAD)),
+                }
+                .expect("sent");
             }
             for _ in 0..ROUND {
                 assert_eq!(self.receiver.recv(Some(PATIENCE)).expect("received"), &PAYLOAD[..]);

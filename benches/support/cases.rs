@@ -71,6 +71,22 @@ pub(crate) const CASES: &[Case] = &[
     case("encode/data head", 4096, || work((), |_| (), |_| each(4096, data_head))),
     case("encode/data_req head", 4096, || work(ReqHeads::new(7), |_| (), |heads| each(4096, |n| heads.next(n)))),
     case("append/64 B", ROUND, || append(64, 1)),
+    case("append/64 B, just made", ROUND, || {
+        let log = Log::new(1).expect("a log");
+        let mut payload = vec![1; 64];
+        work(log, drain, move |log| {
+            (0..ROUND).for_each(|number| {
+                stamp(black_box(&mut payload), number);
+                assert!(log.append(&payload));
+            });
+        })
+    }),
+    case("append/64 B in place", ROUND, || {
+        let log = Log::new(1).expect("a log");
+        work(log, drain, |log| {
+            (0..ROUND).for_each(|number| assert!(log.append_with(black_box(64), |message| stamp(message, number))));
+        })
+    }),
     case("append/64 B, 64 links", ROUND, || append(64, 64)),
     case("append/1 KiB", ROUND, || append(1024, 1)),
     case("append/16 KiB by reference", 256, || {
@@ -136,6 +152,12 @@ fn each<T>(times: usize, mut operation: impl FnMut(usize) -> T) {
     for n in 0..times {
         black_box(operation(black_box(n)));
     }
+}
+
+/// Makes a message, as applications do: field by field.
+fn stamp(message: &mut [u8], number: u64) {
+    message[0] = 1;
+    message[8..16].copy_from_slice(&number.to_le_bytes());
 }
 
 fn append(payload_bytes: usize, links: usize) -> Box<dyn Work> {

@@ -94,7 +94,9 @@ impl Logged {
         match step % 16 {
             0..4 => {
                 let payload = Logged::payload(number, if step & 64 == 0 { amount % 200 } else { amount % 6_000 });
-                if self.appender.append(&data_head(payload.len()), &payload).is_ok() {
+                let (bytes, fill) = (payload.len(), |to: &mut [u8]| to.copy_from_slice(&payload));
+                let in_place = step & 128 != 0 && self.appender.append_with(|| data_head(bytes), bytes, fill).is_ok();
+                if in_place || self.appender.append(&data_head(bytes), &payload).is_ok() {
                     self.appended(&payload);
                 }
             }

@@ -41,6 +41,24 @@ impl Appender {
         if self.writer.push(head, payload, 1) { Ok(()) } else { self.append_slow(&{ *head }, payload) }
     }
 
+    /// Appends one frame with `head` and a payload of `bytes` bytes that `fill` writes in its place, zero at first.
+    ///
+    /// # Errors
+    /// `fill` back, and `head` was not asked for, if the open chunk has no room: the payload is to be made elsewhere.
+    #[inline(always)]
+    pub(crate) fn append_with<const H: usize, F>(
+        &mut self,
+        head: impl FnOnce() -> [u8; H],
+        bytes: usize,
+        fill: F,
+    ) -> Result<(), F>
+    where
+        F: FnOnce(&mut [u8]),
+    {
+        const { assert!(H >= 4 && H <= HEAD_BYTES_MAX) };
+        self.writer.push_with(head, bytes, fill)
+    }
+
     /// Appends one frame whose payload, if it is large, is kept by reference instead of copied.
     ///
     /// # Errors

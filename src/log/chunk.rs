@@ -30,6 +30,8 @@ use std::ptr::NonNull;
 const FOLLOWED: u64 = 1 << 63;
 /// A remainder of a block smaller than this (bytes) is not worth a chunk of its own.
 const REST_BYTES_MIN: u32 = 256;
+/// A payload that is written in place is zero before: up to so many bytes with stores of a known length, not a call.
+const ZEROED_AT_ONCE: usize = 64;
 
 /// Memory for own chunks: allocated uninitialised, used again once nobody refers to it.
 pub(super) struct Block {
@@ -344,10 +346,51 @@ impl Writer {
             std::ptr::copy_nonoverlapping(head.as_ptr(), to, H);
             std::ptr::copy_nonoverlapping(payload.as_ptr(), to.add(H), payload.len());
         }
+        self.publish(bytes, frames);
+        true
+    }
+
+    /// As [`push`](Self::push) for one frame, whose payload of `bytes` bytes, zero at first, `fill` writes in its place. If it does
+    /// not fit `fill` comes back and `head` is not asked for; if `fill` panics nothing is published.
+    #[inline(always)]
+    pub(super) fn push_with<const H: usize, F>(
+        &mut self,
+        head: impl FnOnce() -> [u8; H],
+        bytes: usize,
+        fill: F,
+    ) -> Result<(), F>
+    where
+        F: FnOnce(&mut [u8]),
+    {
+        let room = self.room();
+        // No overflow: what there is room for is less than 4 GiB.
+        if room < H || bytes > room - H {
+            return Err(fill);
+        }
+        #[cfg(all(loom, test))]
+        self.watch_write(H + bytes);
+        // SAFETY: as in `push`, for what is zeroed beyond the payload as well; the slice lies within what was zeroed.
+        let payload = unsafe {
+            let to = self.start.as_ptr().add(self.len as usize);
+            std::ptr::copy_nonoverlapping(head().as_ptr(), to, H);
+            let at_once = bytes <= ZEROED_AT_ONCE && room - H >= ZEROED_AT_ONCE;
+            match at_once {
+                true => to.add(H).write_bytes(0, ZEROED_AT_ONCE),
+                false => to.add(H).write_bytes(0, bytes),
+            }
+            std::slice::from_raw_parts_mut(to.add(H), bytes)
+        };
+        fill(payload);
+        self.publish(H + bytes, 1);
+        Ok(())
+    }
+
+    /// The next `bytes` bytes, in which `frames` frames end, were written.
+    #[inline(always)]
+    fn publish(&mut self, bytes: usize, frames: u32) {
         self.len += bytes as u32;
         self.frames += frames;
         self.chunk.published.store(Extent::pack(self.len, self.frames), Ordering::Release);
-        true
     }
 
     /// Ends the chunk, with the head of a frame whose payload is the next chunk as its last bytes (or nothing), and

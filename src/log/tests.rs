@@ -48,6 +48,24 @@ fn drain(reader: &mut Reader, mut at: Cursor) -> (Vec<u8>, Cursor) {
 }
 
 #[test]
+fn who_panics_while_filling_appends_nothing() {
+    let (mut appender, mut reader) = open_one(small());
+    let cursor = reader.join();
+    appender.append(&head(3), b"one").unwrap();
+    let panics = |to: &mut [u8]| {
+        to.fill(9);
+        panic!("on purpose");
+    };
+    let filled = std::panic::AssertUnwindSafe(|| appender.append_with(|| head(40), 40, panics).is_ok());
+    assert!(std::panic::catch_unwind(filled).is_err());
+    assert!(appender.append_with(|| head(3), 3, |to| to.copy_from_slice(b"two")).is_ok());
+    assert_eq!(appender.messages(), 2);
+    let mut out = Vec::new();
+    reader.gather(cursor, usize::MAX, 10, &mut out);
+    assert_eq!(out.concat(), [frame(b"one"), frame(b"two")].concat());
+}
+
+#[test]
 fn appended_frames_are_read_in_order_by_all_cursors() {
     let (mut appender, mut reader) = open_one(small());
     let (a, b) = (reader.join(), reader.join());
@@ -224,6 +242,10 @@ enum Op {
     Append {
         bytes: usize,
     },
+    /// In its place if it fits there, else as [`Op::Append`].
+    AppendWith {
+        bytes: usize,
+    },
     AppendBytes {
         bytes: usize,
     },
@@ -263,6 +285,7 @@ fn op() -> impl Strategy<Value = Op> {
     let cursor = || 0..8usize;
     prop_oneof![
         8 => prop_oneof![0..200usize, 0..3000usize, 3000..20000usize].prop_map(|bytes| Op::Append { bytes }),
+        4 => prop_oneof![0..200usize, 0..5000usize].prop_map(|bytes| Op::AppendWith { bytes }),
         3 => prop_oneof![0..3000usize, 0..30000usize].prop_map(|bytes| Op::AppendBytes { bytes }),
         2 => (0..2000usize, 0..12u32).prop_map(|(bytes, count)| Op::AppendFrames { bytes, count }),
         2 => (0..3usize, prop::bool::weighted(0.2)).prop_map(|(reader, tail)| Op::Join { reader, tail }),
@@ -323,6 +346,17 @@ impl World {
             Op::Append { bytes } => {
                 let payload = payload(number, bytes);
                 if self.appender.append(&head(bytes), &payload).is_ok() {
+                    self.model.append(&payload);
+                }
+            }
+            Op::AppendWith { bytes } => {
+                let payload = payload(number, bytes);
+                let fill = |to: &mut [u8]| {
+                    assert!(to.iter().all(|byte| *byte == 0), "not zero at first");
+                    to.copy_from_slice(&payload);
+                };
+                let in_place = self.appender.append_with(|| head(bytes), bytes, fill).is_ok();
+                if in_place || self.appender.append(&head(bytes), &payload).is_ok() {
                     self.model.append(&payload);
                 }
             }

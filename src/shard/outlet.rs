@@ -114,6 +114,24 @@ impl Outlet {
         }
     }
 
+    /// As [`put`](Self::put), with a payload of `bytes` bytes that `fill` writes in its place; `fill` back if it is to be made
+    /// elsewhere.
+    #[inline(always)]
+    pub(crate) fn put_with<F: FnOnce(&mut [u8])>(&mut self, bytes: usize, fill: F) -> Result<(), F> {
+        if self.ids.is_none() && self.values.is_none() {
+            return self.log.append_with(|| protocol::data_head(bytes), bytes, fill);
+        }
+        self.put_noted_with(bytes, fill)
+    }
+
+    #[inline(never)]
+    fn put_noted_with<F: FnOnce(&mut [u8])>(&mut self, bytes: usize, fill: F) -> Result<(), F> {
+        match &mut self.ids {
+            None => self.append_noted(|log| log.append_with(|| protocol::data_head(bytes), bytes, fill)),
+            Some(ids) => self.log.append_with(|| protocol::data_req_head(ids.next(), bytes), bytes, fill),
+        }
+    }
+
     /// As [`put`](Self::put); large payloads are kept by reference.
     pub(crate) fn put_bytes(&mut self, payload: Bytes) -> Result<(), Refused> {
         match &mut self.ids {

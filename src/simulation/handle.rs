@@ -104,6 +104,17 @@ impl Handle {
         }
     }
 
+    pub(super) fn try_send_with(
+        &self,
+        bytes: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<(), TrySendError<'static>> {
+        match self {
+            Handle::Threads(socket) => socket.try_send_with(bytes, fill),
+            Handle::Inline(socket, ..) => socket.try_send_with(bytes, fill),
+        }
+    }
+
     pub(super) fn try_send_to<'a>(
         &self,
         to: Identity,

@@ -352,6 +352,7 @@ impl Actor {
                     _ => self.send_or_drop(None, || self.socket.send_keyed(key, message[..].into())).await,
                 }
             }
+            (0, None) if len % 2 == 0 => tried(self.socket.try_send_with(len, |to| to.copy_from_slice(&message))),
             (0, None) => tried(self.socket.try_send(&message[..])),
             (0, Some(to)) => tried(self.socket.try_send_to(to, &message[..])),
             (1, None) => self.send_or_drop(None, || self.socket.send(owned().into())).await,

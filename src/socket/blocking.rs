@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::core::Take;
+use super::core::{self, Take};
 use super::{
     Batch, BindError, BindOptions, BuildError, CloseReport, ConnectError, Endpoint, EndpointError, Key, Payload,
     Received, RecvError, SendError, SocketBuilder, TryRecvError, TrySendError, WaitError, wait,
@@ -158,6 +158,26 @@ impl Socket {
                 return Err(SendError::TimedOut);
             }
         }
+    }
+
+    /// Sends a message that `fill` writes in its place, see [`Socket::send_with`](crate::Socket::send_with).
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    #[inline]
+    pub fn send_with(&self, bytes: usize, fill: impl FnOnce(&mut [u8])) -> Result<(), SendError> {
+        match self.socket.send_with_at_once(bytes, fill) {
+            Ok(()) => Ok(()),
+            Err(fill) => self.send(core::filled(self.socket.shared(), bytes, fill)?),
+        }
+    }
+
+    /// Sends a message that `fill` writes if there is room for it now.
+    ///
+    /// # Errors
+    /// As [`try_send`](Self::try_send); the message that comes back is filled.
+    pub fn try_send_with(&self, bytes: usize, fill: impl FnOnce(&mut [u8])) -> Result<(), TrySendError<'static>> {
+        self.socket.try_send_with(bytes, fill)
     }
 
     /// Sends a message if there is room for it now, see [`Socket::try_send`](crate::Socket::try_send).

@@ -21,11 +21,39 @@ use crate::shard::{
 #[inline(always)]
 pub(super) fn put_at_once(shared: &SocketShared, outlet: &mut Outlet, payload: &Payload<'_>) -> bool {
     match payload {
-        Payload::Borrowed(bytes) if bytes.len() <= shared.config.message_bytes_max => {
-            shared.phase() == Phase::Open && !shared.is_gated() && outlet.put(bytes).is_ok()
-        }
-        _ => false,
+        Payload::Borrowed(bytes) => takes(shared, bytes.len()) && outlet.put(bytes).is_ok(),
+        Payload::Owned(_) => false,
     }
+}
+
+/// As [`put_at_once`], for a message of `bytes` bytes that `fill` writes where it goes out from. If that is nowhere yet `fill` comes
+/// back, and [`filled`] makes a message that is sent like any other.
+#[inline(always)]
+pub(super) fn put_with_at_once<F>(shared: &SocketShared, outlet: &mut Outlet, bytes: usize, fill: F) -> Result<(), F>
+where
+    F: FnOnce(&mut [u8]),
+{
+    if takes(shared, bytes) { outlet.put_with(bytes, fill) } else { Err(fill) }
+}
+
+/// Whether an open socket takes a message of so many bytes, if there is room for it.
+#[inline(always)]
+fn takes(shared: &SocketShared, bytes: usize) -> bool {
+    bytes <= shared.config.message_bytes_max && shared.phase() == Phase::Open && !shared.is_gated()
+}
+
+/// A message of `bytes` bytes that `fill` has written into memory of its own; refused before that if it is too long.
+#[cold]
+pub(super) fn filled(
+    shared: &SocketShared,
+    bytes: usize,
+    fill: impl FnOnce(&mut [u8]),
+) -> Result<Payload<'static>, SendError> {
+    check_open(shared)?;
+    check_bytes(shared, bytes)?;
+    let mut message = vec![0; bytes];
+    fill(&mut message);
+    Ok(message.into())
 }
 
 /// Borrowed values of at least so many bytes are copied once, for the log and the table of last values.
@@ -134,9 +162,13 @@ pub(super) fn offer_to<'a>(
 }
 
 fn check_length<'a>(shared: &SocketShared, payload: &Payload<'_>) -> Result<(), TrySendError<'a>> {
-    let (bytes, bytes_max) = (payload.len(), shared.config.message_bytes_max);
+    check_bytes(shared, payload.len()).map_err(TrySendError::Never)
+}
+
+fn check_bytes(shared: &SocketShared, bytes: usize) -> Result<(), SendError> {
+    let bytes_max = shared.config.message_bytes_max;
     if bytes > bytes_max + usize::from(planted(Bug::ByteTooLong)) {
-        return Err(TrySendError::Never(SendError::TooLong { bytes, bytes_max }));
+        return Err(SendError::TooLong { bytes, bytes_max });
     }
     Ok(())
 }

@@ -290,6 +290,24 @@ impl Socket {
         self.send_when_room(payload, |payload| self.try_send(payload))
     }
 
+    /// Appends a message that `fill` writes in its place, see [`Socket::send_with`](crate::Socket::send_with), as
+    /// [`send`](Self::send).
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    #[inline]
+    pub fn send_with(&self, bytes: usize, fill: impl FnOnce(&mut [u8])) -> Result<(), SendError> {
+        match self.put_with(bytes, fill) {
+            Ok(()) => self.appended(bytes + 5),
+            Err(fill) => self.send(core::filled(self.shared(), bytes, fill)?),
+        }
+    }
+
+    #[inline]
+    fn put_with<F: FnOnce(&mut [u8])>(&self, bytes: usize, fill: F) -> Result<(), F> {
+        core::put_with_at_once(self.shared(), &mut self.outlet.borrow_mut(), bytes, fill)
+    }
+
     /// Counts what was appended; sends once it is much.
     #[inline(always)]
     fn appended(&self, bytes: usize) -> Result<(), SendError> {
@@ -361,6 +379,18 @@ impl Socket {
         let bytes = payload.len();
         core::offer(self.shared(), &mut self.outlet.borrow_mut(), payload)?;
         self.appended(bytes + 5).map_err(TrySendError::Never)
+    }
+
+    /// Appends a message that `fill` writes if there is room for it.
+    ///
+    /// # Errors
+    /// As [`try_send`](Self::try_send); the message that comes back is filled.
+    #[inline]
+    pub fn try_send_with(&self, bytes: usize, fill: impl FnOnce(&mut [u8])) -> Result<(), TrySendError<'static>> {
+        match self.put_with(bytes, fill) {
+            Ok(()) => self.appended(bytes + 5).map_err(TrySendError::Never),
+            Err(fill) => self.try_send(core::filled(self.shared(), bytes, fill).map_err(TrySendError::Never)?),
+        }
     }
 
     /// Appends a message that is the newest value of `key`, see [`Socket::send_keyed`](crate::Socket::send_keyed). While the log is

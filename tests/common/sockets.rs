@@ -81,6 +81,8 @@ pub(crate) trait Calls {
     fn try_to_send(&self, payload: &[u8]) -> Result<(), SendError>;
     fn send_bytes(&self, payload: Bytes);
     fn try_send<'a>(&self, payload: &'a [u8]) -> Result<(), TrySendError<'a>>;
+    fn send_with(&self, bytes: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<(), SendError>;
+    fn try_send_with(&self, bytes: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<(), TrySendError<'static>>;
     fn flush(&self);
     /// `None` when nothing came in time.
     fn recv_within(&self, patience: Duration) -> Option<Bytes>;
@@ -121,6 +123,12 @@ macro_rules! common_calls {
         }
         fn try_send<'a>(&self, payload: &'a [u8]) -> Result<(), TrySendError<'a>> {
             self.get().try_send(payload)
+        }
+        fn send_with(&self, bytes: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<(), SendError> {
+            self.get().send_with(bytes, fill)
+        }
+        fn try_send_with(&self, bytes: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<(), TrySendError<'static>> {
+            self.get().try_send_with(bytes, fill)
         }
         fn try_recv(&self) -> Result<Bytes, TryRecvError> {
             self.get().try_recv()

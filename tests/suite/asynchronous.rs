@@ -202,13 +202,16 @@ fn an_abandoned_send_sends_once_or_not_at_all(backend: Backend) {
             value += 1;
         }
         let accepted = value;
+        let in_place = async { sender.send_with(1_008, |to| to[..8].fill(0xFF)).await.is_ok() };
+        assert!(!in_place.or(async { false }).await, "a full log took a message");
         for _ in 0..10 {
             let message = message_of(u64::MAX);
             let sent = async { sender.send(&message).await.is_ok() };
             assert!(!sent.or(async { false }).await, "a full log took a message");
         }
         receiver.connect(address).await.expect("connecting");
-        sender.send(&message_of(accepted)).await.expect("sent");
+        let last = message_of(accepted);
+        sender.send_with(last.len(), |to| to.copy_from_slice(&last)).await.expect("sent");
         for value in 0..=accepted {
             let message = receiver.recv().await.expect("received");
             assert_eq!(message[..8], number(value), "an abandoned message went out");

@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
+use aiomsg_uring::DeliveryGuarantee::{AtLeastOnce, AtMostOnce};
 use aiomsg_uring::SendMode::{Publish, RoundRobin};
 use bytes::Bytes;
 
@@ -16,6 +17,7 @@ pair_tests!([
     roundrobin_shares_fairly,
     round_trips,
     every_size,
+    written_in_place,
     large_payloads,
     small_and_large_keep_their_order,
     identity_of_the_sender,
@@ -143,6 +145,48 @@ fn every_size(one: Kind, other: Kind) {
             }
         });
     });
+}
+
+fn written_in_place(one: Kind, other: Kind) {
+    for guarantee in [AtMostOnce, AtLeastOnce] {
+        // Small ones through several chunks of the log, with others of every way between them.
+        let sizes = || (0..12_000_usize).map(|number| number % 131).chain([4_000, 70_000, 0, 300_000, 64]);
+        let set = move |kind: Kind| {
+            kind.socket_with(move |builder| builder.send_mode(RoundRobin).delivery_guarantee(guarantee))
+        };
+        let (sender, receiver) = (set(one), set(other));
+        receiver.connect(sender.bind_loopback());
+        sender.wait_for_peers(1);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                sender.run(move |socket| {
+                    for (number, size) in sizes().enumerate() {
+                        let mut fill = |to: &mut [u8]| {
+                            assert_eq!((to.len(), to.iter().all(|byte| *byte == 0)), (size, true), "zero at first");
+                            to.copy_from_slice(&pattern(size));
+                        };
+                        match number % 5 {
+                            0 => socket.send(&pattern(size)),
+                            1 => socket.send_bytes(Bytes::from(pattern(size))),
+                            2 => {
+                                while socket.try_send_with(size, &mut fill).is_err() {
+                                    socket.flush();
+                                }
+                            }
+                            _ => socket.send_with(size, &mut fill).expect("sent"),
+                        }
+                    }
+                    socket.flush();
+                });
+            });
+            receiver.run(move |socket| {
+                for size in sizes() {
+                    let message = socket.recv_within(PATIENCE).expect("a message");
+                    assert!(message == pattern(size), "{size} bytes came altered, or out of order");
+                }
+            });
+        });
+    }
 }
 
 fn large_payloads(one: Kind, other: Kind) {

@@ -18,6 +18,8 @@ pair_tests!([
 
 single_tests!([
     full_log_gives_the_message_back,
+    full_log_gives_what_was_filled_back,
+    who_panics_while_filling_sends_nothing,
     too_long_messages_are_refused,
     too_many_peers_are_turned_away,
     many_peers_at_once,
@@ -178,10 +180,47 @@ fn full_log_gives_the_message_back(kind: Kind) {
     });
 }
 
+fn full_log_gives_what_was_filled_back(kind: Kind) {
+    let socket =
+        kind.socket_with(|builder| builder.log_bytes_max(MIB).message_bytes_max(MIB / 2).linger(Duration::ZERO));
+    socket.bind_loopback();
+    socket.run(|socket| {
+        let mut fill = |to: &mut [u8]| to.copy_from_slice(&pattern(1_000));
+        let mut accepted = 0;
+        let given_back = loop {
+            match socket.try_send_with(1_000, &mut fill) {
+                Ok(()) => accepted += 1,
+                Err(outcome) => break outcome,
+            }
+            assert!(accepted < 10_000, "1 MiB took 10 MB");
+        };
+        let TrySendError::Full(payload) = given_back else { panic!("full, not: {given_back}") };
+        assert_eq!(payload.as_ref(), pattern(1_000));
+        assert_eq!(socket.stats().messages_sent, accepted);
+    });
+}
+
+fn who_panics_while_filling_sends_nothing(kind: Kind) {
+    let socket = kind.socket(Publish);
+    let address = socket.bind_loopback();
+    let mut peer = RawPeer::connected(&address, 1);
+    socket.run(|socket| {
+        let mut panics = |_: &mut [u8]| panic!("on purpose");
+        let sending = std::panic::AssertUnwindSafe(|| socket.send_with(20, &mut panics));
+        assert!(std::panic::catch_unwind(sending).is_err());
+        socket.send_with(20, &mut |to| to.copy_from_slice(&pattern(20))).expect("sent");
+        socket.flush();
+        assert_eq!(socket.stats().messages_sent, 1);
+    });
+    assert_eq!(peer.read_data(), pattern(20));
+}
+
 fn too_long_messages_are_refused(kind: Kind) {
     let socket = kind.socket_with(|builder| builder.message_bytes_max(1_000));
     let address = socket.bind_loopback();
     socket.run(|socket| {
+        let mut unasked = |_: &mut [u8]| panic!("asked for a message that is refused");
+        assert!(matches!(socket.send_with(1_001, &mut unasked), Err(SendError::TooLong { .. })));
         let longest = pattern(1_000);
         let too_long = pattern(1_001);
         socket.send(&longest);

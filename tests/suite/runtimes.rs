@@ -19,7 +19,11 @@ async fn exchange(backend: Backend) {
     assert!(client.wait_for_peers(2, Duration::from_millis(10)).await.is_err());
 
     for value in 0..1_000 {
-        client.send(&number(value)).await.expect("sent");
+        match value % 2 {
+            0 => client.send(&number(value)).await,
+            _ => client.send_with(8, |message| message.copy_from_slice(&number(value))).await,
+        }
+        .expect("sent");
     }
     let mut requests = Box::pin(server.messages().take(1_000));
     while let Some(request) = requests.next().await {
