@@ -221,15 +221,23 @@ fn quotes(keys: u64, time: Duration) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn option(name: &str, default: f64) -> f64 {
-    let mut arguments = std::env::args().skip_while(|argument| argument != name).skip(1);
-    arguments.next().and_then(|value| value.parse().ok()).unwrap_or(default)
+/// The values of `--NAME VALUE`, for these names, or their defaults.
+fn options<const N: usize>(known: [(&str, f64); N]) -> Result<[f64; N], String> {
+    let mut values = known.map(|(_, default)| default);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(name) = arguments.next() {
+        let Some(at) = known.iter().position(|(known, _)| *known == name) else {
+            return Err(format!("{name} is not one of {}", known.map(|(known, _)| known).join(", ")));
+        };
+        let value = arguments.next().and_then(|value| value.parse().ok());
+        values[at] = value.ok_or_else(|| format!("{name} wants a number"))?;
+    }
+    Ok(values)
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let healthy = option("--healthy", 99.0) as usize;
-    let seconds = Duration::from_secs_f64(option("--seconds", 1.0));
-    let keys = option("--keys", 0.0) as u64;
+    let [healthy, seconds, keys] = options([("--healthy", 99.0), ("--seconds", 1.0), ("--keys", 0.0)])?;
+    let (healthy, seconds, keys) = (healthy as usize, Duration::try_from_secs_f64(seconds)?, keys as u64);
     if keys > 0 {
         return quotes(keys, seconds);
     }
