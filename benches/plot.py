@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Turns benchmark results into SVG plots beside their data. Needs nothing but Python.
 
-    benches/plot.py                       # criterion's results of this package, and instructions.json
+    benches/plot.py                       # all results of this package: criterion's, and instructions, latency, growth, sizes.json
     benches/plot.py target/criterion      # a folder of criterion's results: one plot for each group in it
     benches/plot.py results/*.json        # results of the peer benchmark's run.py, or an instructions.json
 
@@ -260,7 +260,8 @@ def main():
     paths = [pathlib.Path(argument) for argument in sys.argv[1:]]
     if any(argument in ("-h", "--help") for argument in sys.argv[1:]):
         sys.exit(__doc__)
-    paths = paths or [path for path in (target / "criterion", target / "instructions.json") if path.exists()]
+    known = [target / name for name in ("criterion", "instructions.json", "latency.json", "growth.json", "sizes.json")]
+    paths = paths or [path for path in known if path.exists()]
     written = [plot for path in paths for plot in plot_or_say(path)]
     if not written:
         sys.exit("nothing to plot: run cargo bench first, or name a folder or file")
@@ -270,7 +271,7 @@ def main():
 def plot_or_say(path):
     try:
         return plot(path)
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, TypeError) as problem:
         print(f"{path}: no results that this knows ({problem!r})", file=sys.stderr)
         return []
 
