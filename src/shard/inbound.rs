@@ -72,6 +72,15 @@ pub(crate) struct Walker {
     in_hand: InHand,
 }
 
+/// Asked for its length, a message that is on its way out is moved in words. Unasked, its length and the word behind it are moved together,
+/// by a load that is wider than the stores of [`Bytes::slice`] and waits until they are done: more than half of `recv`, for those who
+/// do not ask either before they pass it on.
+#[inline(always)]
+fn move_in_words(payload: &Bytes) {
+    // It is always so, which the compiler does not know.
+    assert!(payload.len() <= isize::MAX as usize);
+}
+
 /// Automatic acknowledgement: what the application has in hand.
 #[derive(Default)]
 enum InHand {
@@ -86,13 +95,17 @@ impl Walker {
     /// The next message, if one is there.
     #[inline(always)]
     pub(crate) fn next(&mut self, shared: &SocketShared) -> Option<Message> {
-        self.next_with(shared, |identity, payload, ack| Message { identity, payload, ack })
+        let message = self.next_with(shared, |identity, payload, ack| Message { identity, payload, ack })?;
+        move_in_words(&message.payload);
+        Some(message)
     }
 
     /// The payload of the next message: half the time of [`next`](Self::next), as nothing else has to be moved.
     #[inline(always)]
     pub(crate) fn next_payload(&mut self, shared: &SocketShared) -> Option<Bytes> {
-        self.next_with(shared, |_, payload, _| payload)
+        let payload = self.next_with(shared, |_, payload, _| payload)?;
+        move_in_words(&payload);
+        Some(payload)
     }
 
     // Inlined, so that a message is not moved through memory once more at each call: what was stored in words is not yet there to be
