@@ -6,8 +6,9 @@
 //! library's choice. `shards=N`: reactor threads. `spin`: busy waiting before parking. `publish`:
 //! the push pattern through a PUBLISH socket with its one peer, else ROUNDROBIN. `alone`: each
 //! message goes out by itself. `batch`: received by the borrowed batch call. `owned`: each message is
-//! sent as `Bytes` of its own instead of a borrowed slice. `in_place`: each message is written where it is sent from. `acknowledged`: AT_LEAST_ONCE. `--pattern push`
-//! with more than one `--subs`: ROUNDROBIN to so many workers, in one process.
+//! sent as `Bytes` of its own instead of a borrowed slice. `in_place`: each message is written where it
+//! is sent from. `acknowledged`: AT_LEAST_ONCE. `--pattern push` with more than one `--subs`: ROUNDROBIN
+//! to so many workers, in one process.
 
 mod support;
 
