@@ -23,6 +23,7 @@ OURS = {
     "inline roundrobin": "--x inline",
     "inline batch": "--x inline --x publish --x batch",
     "inline batch in place": "--x inline --x publish --x batch --x in_place",
+    "inline owned": "--x inline --x publish --x owned",
     "inline poll": "--x inline --x publish --x poll",
     "inline alone": "--x inline --x publish --x alone",
     "inline spin": "--x inline --x spin",
@@ -47,9 +48,11 @@ CASES = [
      [("inline", "raw", .3, "rate"), ("inline batch", "raw", .5, "rate"), ("inline batch in place", "raw", .5, "rate")]),
     ("pair", "push", 256, 1, ["raw", "inline", "inline poll"], [("inline", "raw", .75, "rate"), ("inline poll", "inline", .7, "rate")]),
     ("pair", "push", 1024, 1, ["raw", "inline", "inline poll"], [("inline", "raw", .9, "rate"), ("inline poll", "inline", .7, "rate")]),
-    ("pair", "push", 16384, 1, ["raw", "io_uring raw", "inline", "inline poll"],
-     [("inline", "raw", .9, "rate"), ("inline", "io_uring raw", 1, "rate"), ("inline poll", "inline", .7, "rate")]),
-    ("pair", "push", 1 << 20, 1, ["raw", "inline", "inline poll"], [("inline", "raw", .9, "rate"), ("inline poll", "inline", .7, "rate")]),
+    ("pair", "push", 16384, 1, ["raw", "io_uring raw", "inline", "inline owned", "inline poll"],
+     [(row, other, wanted, "rate") for row in ("inline", "inline owned") for other, wanted in (("raw", .9), ("io_uring raw", 1))]
+     + [("inline poll", "inline", .7, "rate")]),
+    ("pair", "push", 1 << 20, 1, ["raw", "inline", "inline owned", "inline poll"],
+     [("inline", "raw", .9, "rate"), ("inline poll", "inline", .7, "rate")]),
     *[("fan", "pub", 64, n, ["raw", "libzmq", "redis-server", *BOTH, "inline poll", "sharded poll"],
        [(row, other, wanted, "rate") for row in BOTH for other, wanted in (("raw", 3), ("libzmq", 10), ("redis-server", 5))]
        + [("inline poll", "inline", .7, "rate"), ("sharded poll", "sharded", .7, "rate")]) for n in (64, 512)],

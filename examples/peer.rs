@@ -5,13 +5,14 @@
 //! `inline` or `sharded` (default): who drives the reactor. `uring` or `poll`: the backend, else the
 //! library's choice. `shards=N`: reactor threads. `spin`: busy waiting before parking. `publish`:
 //! the push pattern through a PUBLISH socket with its one peer, else ROUNDROBIN. `alone`: each
-//! message goes out by itself. `batch`: received by the borrowed batch call. `owned`: each message is
-//! sent as `Bytes` of its own instead of a borrowed slice. `in_place`: each message is written where it
-//! is sent from. `acknowledged`: AT_LEAST_ONCE. `--pattern push` with more than one `--subs`: ROUNDROBIN
-//! to so many workers, in one process.
+//! message goes out by itself. `batch`: received by the borrowed batch call. `owned`: messages are sent as
+//! `Bytes`, which are the application's again once sent, instead of borrowed slices. `in_place`: each
+//! message is written where it is sent from. `acknowledged`: AT_LEAST_ONCE. `--pattern push` with more
+//! than one `--subs`: ROUNDROBIN to so many workers, in one process.
 
 mod support;
 
+use std::collections::VecDeque;
 use std::error::Error;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::thread;
@@ -21,7 +22,7 @@ use aiomsg_uring::{
     Backend, Batch, DeliveryGuarantee, Engine, SendMode, Socket, SocketBuilder, SocketId, TryRecvError, blocking,
     inline,
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use support::latency::RoundTrips;
 use support::message::{DATA, message, stamp};
 use support::options::Options;
@@ -89,16 +90,13 @@ fn socket(options: &Options) -> SocketBuilder {
 
 /// Stamps the message and sends it.
 macro_rules! send {
-    ($socket:expr, $message:expr, $index:expr, $how:expr) => {
+    ($socket:expr, $message:expr, $index:expr, $how:expr, $owned:expr) => {
         match $how {
             How::Borrowed => {
                 stamp(&mut $message, DATA, $index);
                 $socket.send(&$message[..])
             }
-            How::Owned => {
-                stamp(&mut $message, DATA, $index);
-                $socket.send(Bytes::copy_from_slice(&$message))
-            }
+            How::Owned => $socket.send($owned.stamped($index)),
             How::InPlace => $socket.send_with($message.len(), |message| stamp(message, DATA, $index)),
         }
     };
@@ -108,6 +106,7 @@ macro_rules! send {
 #[derive(Clone, Copy)]
 enum How {
     Borrowed,
+    /// Out of [`Owned`].
     Owned,
     /// Zero where it is not stamped.
     InPlace,
@@ -120,6 +119,33 @@ impl How {
             (_, true) => How::Owned,
             _ => How::Borrowed,
         }
+    }
+}
+
+/// Messages in memory of the application's, each of which is stamped again once the library has given it back.
+struct Owned {
+    messages: VecDeque<Bytes>,
+}
+
+impl Owned {
+    /// 512 KiB of them: while one half is being sent the other is stamped. None if they are not asked for.
+    fn new(options: &Options) -> Owned {
+        let count = if options.has("owned") { ((512 << 10) / options.size).max(2) } else { 0 };
+        Owned { messages: (0..count).map(|_| message(DATA, 0, options.size).into()).collect() }
+    }
+
+    /// Whether the library still has the one that is next.
+    fn is_lent(&self) -> bool {
+        self.messages.front().is_some_and(|message| !message.is_unique())
+    }
+
+    fn stamped(&mut self, index: u64) -> Bytes {
+        let next = self.messages.pop_front().unwrap_or_default();
+        let mut message = next.try_into_mut().unwrap_or_else(|lent| BytesMut::from(&lent[..]));
+        stamp(&mut message, DATA, index);
+        let message = message.freeze();
+        self.messages.push_back(message.clone());
+        message
     }
 }
 
@@ -145,14 +171,15 @@ fn publish_inline(options: &Options) -> Outcome {
         socket.flush()?;
         drive(&engine, PROBE_INTERVAL, &mut ready)?;
     }
+    let mut owned = Owned::new(options);
     let mut data = message(DATA, 0, options.size);
     sender.start();
     for index in 0..options.count {
-        while !sender.is_open(index) {
+        while !sender.is_open(index) || owned.is_lent() {
             socket.flush()?;
             engine.poll(Some(Duration::from_micros(100)), &mut ready)?;
         }
-        send!(socket, data, index, how)?;
+        send!(socket, data, index, how, owned)?;
         if alone {
             socket.flush()?;
         }
@@ -320,14 +347,15 @@ fn publish(options: &Options) -> Outcome {
         }
         thread::sleep(PROBE_INTERVAL);
     }
+    let mut owned = Owned::new(options);
     let mut data = message(DATA, 0, options.size);
     sender.start();
     let mut delivered = socket.stats().messages_addressed;
     for index in 0..options.count {
-        while !sender.is_open(index) {
+        while !sender.is_open(index) || owned.is_lent() {
             thread::yield_now();
         }
-        send!(socket, data, index, how)?;
+        send!(socket, data, index, how, owned)?;
         delivered += options.copies();
         while alone && socket.stats().messages_delivered < delivered {
             thread::yield_now();

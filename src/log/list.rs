@@ -31,6 +31,8 @@ pub(super) struct Shared {
     pub(super) low: Box<[CachePadded<AtomicU64>]>,
     /// Copy of the list's accounted bytes, for whoever does not want the lock.
     held_bytes: AtomicUsize,
+    /// The same of those that are by reference.
+    by_reference_bytes: AtomicUsize,
     list: Mutex<List>,
 }
 
@@ -50,7 +52,8 @@ impl Shared {
             reached: start,
             aged: 0,
         };
-        Self { options, low, held_bytes: AtomicUsize::new(0), list: Mutex::new(list) }
+        let (held_bytes, by_reference_bytes) = Default::default();
+        Self { options, low, held_bytes, by_reference_bytes, list: Mutex::new(list) }
     }
 
     /// The list. A panic elsewhere does not make it unusable: every change to it is complete before the lock goes.
@@ -67,7 +70,19 @@ impl Shared {
     pub(super) fn let_go(&self) {
         let mut list = self.lock();
         self.retire(&mut list);
+        self.tell(&list);
+    }
+
+    /// As [`let_go`](Self::let_go) if anything is kept by reference, which somebody may wait for; else without the lock.
+    pub(super) fn give_back(&self) {
+        if self.by_reference_bytes.load(Ordering::Relaxed) > 0 {
+            self.let_go();
+        }
+    }
+
+    fn tell(&self, list: &List) {
         self.held_bytes.store(list.held_bytes(), Ordering::Relaxed);
+        self.by_reference_bytes.store(list.by_reference_bytes, Ordering::Relaxed);
     }
 
     /// Lets go of what all cursors have passed; answers with how far they are.
@@ -94,7 +109,7 @@ impl Shared {
             list.retire(oldest, (u64::MAX, u64::MAX));
             taken = list.take(block, by_reference_bytes);
         }
-        self.held_bytes.store(list.held_bytes(), Ordering::Relaxed);
+        self.tell(&list);
         taken
     }
 }

@@ -207,6 +207,12 @@ impl Handle {
         room.min(u32::MAX as usize - 64)
     }
 
+    /// Lets go of the payloads by reference that all cursors have passed; an append that needs memory does that too. Takes the
+    /// lock if there are any.
+    pub(crate) fn give_back(&self) {
+        self.shared.give_back();
+    }
+
     /// The end of what was appended: a frame boundary. Takes the lock.
     pub(crate) fn tail(&self) -> Cursor {
         self.shared.lock().tail()

@@ -102,6 +102,22 @@ fn a_large_payload_is_not_copied_and_does_not_use_up_a_block() {
 }
 
 #[test]
+fn what_is_by_reference_is_given_back_once_all_have_passed_it() {
+    let (mut appender, mut reader) = open_one(small());
+    let (a, b) = (reader.join(), reader.join());
+    let payload = Bytes::from(payload(0, 3 * KIB));
+    appender.append_bytes(&head(3 * KIB), payload.clone()).unwrap();
+    let handle = appender.handle();
+    drain(&mut reader, a);
+    handle.give_back();
+    assert!(!payload.is_unique(), "one has not passed it");
+    drain(&mut reader, b);
+    handle.give_back();
+    assert!(payload.is_unique());
+    assert_eq!(handle.bytes_held(), 4 * KIB);
+}
+
+#[test]
 fn links_at_the_same_place_are_given_the_same_slice() {
     let (mut appender, mut reader) = open_one(small());
     let (a, b) = (reader.join(), reader.join());

@@ -543,6 +543,7 @@ impl Shard {
             let Some(socket) = self.socket(id) else { continue };
             socket.touched = false;
             if std::mem::take(&mut socket.released) && !planted(Bug::NoRoomNotice) {
+                socket.shared.log.give_back();
                 socket.shared.room.notify(usize::MAX);
             }
             if socket.closing.is_some() {

@@ -8,8 +8,9 @@ use crate::protocol::{self, Identity};
 use crate::shard::{Ack, AckMode, Message, SocketShared};
 
 /// The bytes of one message: borrowed ones are copied into the log (without an allocation if they are small), owned ones of 16 KiB
-/// and more are sent from where they are. What owns them (`Bytes::from_owner`) may be dropped within a call of the socket, which it must
-/// not call then.
+/// and more are sent from where they are, and given back once all peers have them: who keeps a clone may then change them by
+/// [`Bytes::try_into_mut`] and send them again. What owns them (`Bytes::from_owner`) may be dropped within a call of the socket or by
+/// a reactor; it must not call the socket then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload<'a> {
     /// Bytes of the caller.

@@ -7,7 +7,7 @@ use aiomsg_uring::DeliveryGuarantee::{AtLeastOnce, AtMostOnce};
 use aiomsg_uring::SendMode::{Publish, RoundRobin};
 use bytes::Bytes;
 
-use crate::common::{Kind, PATIENCE, Sock, expect_numbers, number, pattern, send_numbers};
+use crate::common::{Kind, PATIENCE, Sock, eventually, expect_numbers, number, pattern, send_numbers};
 
 pair_tests!([
     publish_in_order,
@@ -19,6 +19,7 @@ pair_tests!([
     every_size,
     written_in_place,
     large_payloads,
+    owned_payloads_are_given_back,
     small_and_large_keep_their_order,
     identity_of_the_sender,
     batches,
@@ -213,6 +214,27 @@ fn large_payloads(one: Kind, other: Kind) {
                 }
             });
         });
+    }
+}
+
+fn owned_payloads_are_given_back(one: Kind, other: Kind) {
+    for (mode, guarantee) in [(Publish, AtMostOnce), (RoundRobin, AtMostOnce), (RoundRobin, AtLeastOnce)] {
+        let set =
+            move |kind: Kind| kind.socket_with(move |builder| builder.send_mode(mode).delivery_guarantee(guarantee));
+        let (sender, receiver) = (set(one), set(other));
+        receiver.connect(sender.bind_loopback());
+        sender.wait_for_peers(1);
+        let payloads: Vec<_> = [16, 20, 300].map(|kib| Bytes::from(pattern(kib * 1024))).into();
+        let sent = payloads.clone();
+        sender.run(move |socket| {
+            sent.into_iter().for_each(|payload| socket.send_bytes(payload));
+            socket.flush();
+        });
+        for payload in &payloads {
+            assert_eq!(receiver.recv(), payload);
+        }
+        // Without anything sent after it that needs the memory.
+        eventually("all are the application's own again", || payloads.iter().all(Bytes::is_unique));
     }
 }
 
