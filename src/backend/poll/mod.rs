@@ -36,6 +36,10 @@ use super::{
 /// Reports taken at a time: about as many receives as there are slabs for. The poller goes around: who is not among them is the next
 /// time.
 const REPORTS_MAX: NonZeroUsize = NonZeroUsize::new(32).unwrap();
+/// The same while each brings [`MUCH_BYTES`]: what a turn receives is to be read before it has left the caches.
+const REPORTS_FEW: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+/// Bytes for each report of a turn: 1 MiB for [`REPORTS_MAX`].
+const MUCH_BYTES: usize = 32 * 1024;
 
 /// Receives that are tried again for each slab that came back.
 const FED_PER_SLAB: usize = 16;
@@ -46,6 +50,11 @@ pub(crate) struct Poll {
     waker: Waker,
     mode: PollMode,
     events: Events,
+    /// Those of the other size: [`REPORTS_FEW`] or [`REPORTS_MAX`].
+    other_events: Events,
+    takes_few: bool,
+    /// Bytes received in this turn.
+    received: usize,
     /// Listeners and connections; the key is the handle and the poller's key.
     entries: Slab<Entry>,
     /// Pending operations except lookups: which entry, and whether it is the outgoing one.
@@ -87,6 +96,9 @@ impl Poll {
         Ok(Poll {
             mode,
             events: Events::with_capacity(REPORTS_MAX),
+            other_events: Events::with_capacity(REPORTS_FEW),
+            takes_few: false,
+            received: 0,
             entries: Slab::new(),
             tokens: TokenMap::default(),
             dirty: Vec::new(),
@@ -396,10 +408,16 @@ impl Backend for Poll {
         self.counters.syscalls += 1;
         let waited = self.poller.wait(&mut events, timeout);
         // 3. The operations that became possible.
+        self.received = 0;
         for event in events.iter() {
             self.on_event(event.key, Interest { read: event.readable, write: event.writable });
         }
+        let takes_few = !events.is_empty() && self.received / events.len() >= MUCH_BYTES;
         self.events = events;
+        if takes_few != self.takes_few {
+            self.takes_few = takes_few;
+            std::mem::swap(&mut self.events, &mut self.other_events);
+        }
         match waited {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}

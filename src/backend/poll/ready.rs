@@ -143,6 +143,7 @@ impl Poll {
                 }
                 Ok(len) => {
                     received += len;
+                    self.received += len;
                     let lease = self.pool.lease(slab, len);
                     self.complete(token, Outcome::Received(lease));
                     if len < asked {
