@@ -141,6 +141,12 @@ pub(crate) trait Backend {
     /// Only when the backend is broken for good.
     fn turn(&mut self, deadline_ns: u64, out: &mut Vec<Completion>) -> io::Result<()>;
 
+    /// Receives from the connection that received last, by a call of its own, if nothing else comes first: for who turns again at
+    /// once until something comes. True if that gave an [`Outcome::Received`]; then not again before the next `turn`.
+    fn recv_directly(&mut self, _out: &mut Vec<Completion>) -> bool {
+        false
+    }
+
     /// Totals since the backend was opened.
     fn counters(&self) -> Counters;
 }

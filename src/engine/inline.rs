@@ -9,7 +9,9 @@ use std::sync::Arc;
 use super::{EngineError, EngineInfo, EngineOptions, OpenError};
 use crate::backend::{self, Backend};
 use crate::protocol::{Identity, Rng};
-use crate::shard::{Command, Outlet, Port, Shard, ShardStats, SocketConfig, SocketId, SocketIds, SocketShared, Turn};
+use crate::shard::{
+    Command, Outlet, Port, Shard, ShardStats, SocketConfig, SocketId, SocketIds, SocketShared, Turn, Wait,
+};
 
 /// See the module's documentation. Clones share the shard.
 #[derive(Clone)]
@@ -143,7 +145,7 @@ impl InlineEngine {
         let spin_ns = self.inner.spin_ns;
         let turned = self.step(|shard| {
             let result = if deadline_ns == 0 || spin_ns == 0 {
-                shard.turn(deadline_ns != 0, deadline_ns)
+                shard.turn(if deadline_ns == 0 { Wait::No } else { Wait::Until(deadline_ns) })
             } else {
                 spin(shard, deadline_ns, spin_ns)
             };
@@ -180,13 +182,13 @@ impl Inner {
 fn spin(shard: &mut Shard, deadline_ns: u64, spin_ns: u64) -> std::io::Result<Turn> {
     let mut until_ns = None;
     loop {
-        let turn = shard.turn(false, 0)?;
+        let turn = shard.turn(Wait::Spin)?;
         if turn != Turn::Idle {
             return Ok(turn);
         }
         let now_ns = shard.turned_ns();
         if now_ns >= *until_ns.get_or_insert(now_ns.saturating_add(spin_ns).min(deadline_ns)) {
-            return shard.turn(true, deadline_ns);
+            return shard.turn(Wait::Until(deadline_ns));
         }
     }
 }

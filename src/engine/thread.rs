@@ -7,7 +7,7 @@ use std::sync::mpsc;
 
 use super::{EngineError, EngineOptions};
 use crate::backend::{self, Kind};
-use crate::shard::{Port, Shard, Turn};
+use crate::shard::{Port, Shard, Turn, Wait};
 
 /// Times that an idle reactor lets others run before it sleeps. Where application and reactor share a core, the application then
 /// fills the log meanwhile instead of waking the reactor for each message; where they do not, it costs a microsecond.
@@ -55,7 +55,12 @@ fn run(shard: &mut Shard, spin_ns: u64) -> std::io::Result<()> {
     let mut idle_since_ns = shard.now_ns();
     loop {
         let may_wait = yields > YIELDS;
-        match shard.turn(may_wait, u64::MAX)? {
+        let wait = match may_wait {
+            true => Wait::Until(u64::MAX),
+            false if spin_ns > 0 => Wait::Spin,
+            false => Wait::No,
+        };
+        match shard.turn(wait)? {
             Turn::Stopped => return Ok(()),
             Turn::Busy => {
                 yields = 0;

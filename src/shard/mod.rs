@@ -200,6 +200,17 @@ struct ShardSocket {
     closing: Option<Closing>,
 }
 
+/// What a turn does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// It returns.
+    No,
+    /// It returns, and whoever called turns again at once: that pays for a closer look.
+    Spin,
+    /// It waits for something to happen, until then at most (ns; `u64::MAX`: for ever).
+    Until(u64),
+}
+
 /// How a turn went, for whoever decides to spin, yield or sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
@@ -275,14 +286,14 @@ impl Shard {
         }
     }
 
-    /// One pass, with one visit to the kernel, which waits until `limit_ns` at most if `may_wait` and nothing is to be done.
+    /// One pass, with one visit to the kernel, which waits as told if nothing is to be done.
     ///
     /// 1. Commands first: a socket that is opened here may have completions for it in this very turn.
     /// 2. Then sockets whose logs have grown: their sends go out with this turn's visit to the kernel.
     /// 3. The visit: submit, wait, reap. Before a wait the doorbell is armed and the queues are looked at once more.
     /// 4. Completions before timers, so that a link whose bytes have arrived is never judged silent.
     /// 5. Applications are told last, once per socket, when all that this turn brought is there to take.
-    pub(crate) fn turn(&mut self, may_wait: bool, limit_ns: u64) -> std::io::Result<Turn> {
+    pub(crate) fn turn(&mut self, wait: Wait) -> std::io::Result<Turn> {
         self.told.clear();
         let mut work = self.pass_on();
         // A look costs less than two pops in vain.
@@ -295,7 +306,10 @@ impl Shard {
         }
 
         let (mut deadline_ns, mut armed) = (0, false);
-        if may_wait && work == 0 && self.touched.is_empty() {
+        if let Wait::Until(limit_ns) = wait
+            && work == 0
+            && self.touched.is_empty()
+        {
             self.port().doorbell().prepare_sleep();
             armed = true;
             if self.port().is_empty() && self.outgoing.is_empty() {
@@ -303,7 +317,8 @@ impl Shard {
             }
         }
         let mut completions = std::mem::take(&mut self.completions);
-        let result = self.backend.turn(deadline_ns, &mut completions);
+        let direct = wait == Wait::Spin && self.backend.recv_directly(&mut completions);
+        let result = if direct { Ok(()) } else { self.backend.turn(deadline_ns, &mut completions) };
         let rung = armed && self.port().doorbell().awake();
         let heard = rung && completions.is_empty();
 

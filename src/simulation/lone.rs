@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::backend::sim::{BackendId, Dice, Faults, Host, Network, SharedNetwork, SimBackend, Weather, open_ring};
 use crate::backend::{Backend, PoolOptions};
 use crate::engine::Engine;
-use crate::shard::{Port, Shard};
+use crate::shard::{Port, Shard, Wait};
 
 /// Turns in which no time passes, before the shard counts as spinning.
 const TURNS_MAX: usize = 10_000;
@@ -61,7 +61,7 @@ impl LoneShard {
                 self.shard.waited();
             }
             self.network.borrow_mut().begin_turn(self.seat);
-            self.shard.turn(true, u64::MAX).expect("a simulated backend does not break");
+            self.shard.turn(Wait::Until(u64::MAX)).expect("a simulated backend does not break");
             if self.waits_until_ns() > 0 {
                 self.asleep = true;
                 self.port.doorbell().prepare_sleep();

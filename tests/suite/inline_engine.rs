@@ -17,6 +17,7 @@ backend_tests!([
     ids_are_dense,
     waiting_on_many_sockets,
     round_trips_on_one_thread,
+    round_trips_of_who_spins,
     sending_only_appends,
     much_unsent_goes_out_by_itself,
     a_full_log_drives_the_engine,
@@ -109,6 +110,41 @@ fn round_trips_on_one_thread(backend: Backend) {
         server.send(server.recv(Some(PATIENCE)).expect("received")).expect("sent");
         assert_eq!(client.recv(Some(PATIENCE)).expect("received"), &number(value)[..]);
     }
+}
+
+fn round_trips_of_who_spins(backend: Backend) {
+    const ROUNDS: usize = 3_000;
+    const SPIN: Duration = Duration::from_millis(1);
+    let size_of = |round: usize| if round.is_multiple_of(50) { round * 97 } else { round % 100 };
+    // One end spins inline, the other on a reactor of its own; a bystander on the same engine hears everything as well.
+    let engine = Engine::builder().backend(backend).spin(SPIN).build().expect("an engine");
+    let (client, bystander) = (socket(&engine, RoundRobin), socket(&engine, Publish));
+    let address = client.bind("127.0.0.1:0").expect("bound");
+    let heard = bystander.bind("127.0.0.1:0").expect("bound");
+    let server = thread::spawn(move || {
+        let engine = aiomsg_uring::Engine::builder().backend(backend).shards(1).spin(SPIN).build().expect("an engine");
+        let build = |mode| aiomsg_uring::Socket::builder().send_mode(mode).engine(&engine).build_blocking();
+        let (server, speaker) = (build(RoundRobin).expect("a socket"), build(Publish).expect("a socket"));
+        server.connect(address).expect("connecting");
+        speaker.connect(heard).expect("connecting");
+        speaker.wait_for_peers(1, PATIENCE).expect("a peer");
+        for round in 0..ROUNDS {
+            let request = server.recv_timeout(PATIENCE).expect("a request");
+            speaker.send(&number(round as u64)).expect("sent");
+            server.send(request).expect("sent");
+        }
+        speaker.close();
+        server.close();
+    });
+    for round in 0..ROUNDS {
+        client.send(pattern(size_of(round))).expect("sent");
+        let answer = client.recv(Some(PATIENCE)).expect("an answer");
+        assert!(answer == pattern(size_of(round)), "round {round} came altered");
+    }
+    for round in 0..ROUNDS {
+        assert_eq!(bystander.recv(Some(PATIENCE)).expect("a message"), &number(round as u64)[..]);
+    }
+    server.join().expect("the server is done");
 }
 
 fn sending_only_appends(backend: Backend) {

@@ -170,6 +170,72 @@ fn a_reset_is_an_error() {
 }
 
 #[test]
+fn what_is_received_directly_comes_in_its_place() {
+    each(|rig| {
+        let (listener, address) = rig.listen();
+        let accepts = rig.token();
+        rig.backend.accept(listener, accepts);
+        let mut stream = std::net::TcpStream::connect(address.socket_addr().unwrap()).unwrap();
+        let Outcome::Accepted { conn, .. } = rig.next(accepts) else { panic!("not accepted") };
+        let recv = rig.recv(conn);
+        let bytes = pattern(8 << 20);
+        let written = bytes.clone();
+        let writer = std::thread::spawn(move || {
+            let mut rest = &written[..];
+            for round in 0_usize.. {
+                let (piece, later) = rest.split_at(rest.len().min(1 + round * 997 % 60_000));
+                std::io::Write::write_all(&mut stream, piece).unwrap();
+                std::thread::yield_now();
+                rest = later;
+                if rest.is_empty() {
+                    return stream;
+                }
+            }
+            stream
+        });
+        let (mut got, mut direct) = (0, 0);
+        while got < bytes.len() {
+            if rig.backend.recv_directly(&mut rig.inbox) {
+                direct += 1;
+                assert!(!rig.backend.recv_directly(&mut rig.inbox), "others have their turn in between");
+            }
+            rig.backend.turn(0, &mut rig.inbox).unwrap();
+            for completion in rig.inbox.drain(..).filter(|completion| completion.token == recv) {
+                let Outcome::Received(lease) = completion.outcome else { panic!("the receive ended") };
+                assert!(bytes[got..got + lease.len()] == lease[..], "altered, or out of order, after {got} bytes");
+                got += lease.len();
+            }
+        }
+        assert_eq!(direct > 0, rig.backend.kind() == Kind::Uring, "{direct} direct receives");
+        writer.join().unwrap();
+        assert!(matches!(rig.next(recv), Outcome::RecvEnded(Ok(()))));
+    });
+}
+
+#[test]
+fn a_reset_that_is_received_directly_is_an_error() {
+    each(|rig| {
+        let (near, far) = rig.pair();
+        let recv = rig.recv(far);
+        rig.send_all(near, b"first");
+        assert_eq!(rig.received(recv, 5), b"first");
+        rig.send_all(far, b"unread");
+        rig.backend.close(near);
+        let outcome = loop {
+            rig.backend.recv_directly(&mut rig.inbox);
+            rig.backend.turn(0, &mut rig.inbox).unwrap();
+            if let Some(at) = rig.inbox.iter().position(|completion| completion.token == recv) {
+                break rig.inbox.remove(at).outcome;
+            }
+        };
+        match outcome {
+            Outcome::RecvEnded(Err(error)) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
 fn more_sends_than_the_ring_holds() {
     for choice in [Choice::Poll, Choice::Uring] {
         let options = BackendOptions { choice, ring_entries: 4, ..BackendOptions::default() };

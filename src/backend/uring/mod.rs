@@ -76,7 +76,20 @@ struct Uring<R: Ring> {
     /// Whether the doorbell rang in this turn.
     rang: bool,
     overflowed: bool,
+    /// What a direct receive needs, and has done.
+    direct: Direct,
     counters: Counters,
+}
+
+/// Receiving by a call of its own.
+#[derive(Default)]
+struct Direct {
+    /// The receive that completed last, by key and serial.
+    last: Option<(usize, u32)>,
+    /// The slab that it receives into; the buffer ring's are the kernel's.
+    slab: Option<u16>,
+    /// Whether it has received since the last turn.
+    received: bool,
 }
 
 /// A listener or connection.
@@ -121,6 +134,7 @@ impl<R: Ring> Uring<R> {
             spare_sends: Vec::new(),
             rang: false,
             overflowed: false,
+            direct: Direct::default(),
             counters: Counters::default(),
         })
     }
@@ -146,8 +160,8 @@ impl<R: Ring> Uring<R> {
     fn start(&mut self, conn: usize, token: Token, work: Work) {
         let outgoing = matches!(work, Work::Send(_));
         self.next_serial = self.next_serial.wrapping_add(u32::from(!planted(Bug::SerialReused)));
-        let (serial, state, cancelled) = (self.next_serial, State::Queued, false);
-        let key = self.ops.insert(Op { token, conn, serial, state, cancelled, work });
+        let (serial, state, cancelled, errno) = (self.next_serial, State::Queued, false, 0);
+        let key = self.ops.insert(Op { token, conn, serial, state, cancelled, errno, work });
         let conn = &mut self.conns[conn];
         let slot = if outgoing { &mut conn.outgoing } else { &mut conn.incoming };
         assert!(slot.is_none(), "one send and one receiving operation at a time");
@@ -327,6 +341,12 @@ impl<R: Ring> Backend for Uring<R> {
 
     fn turn(&mut self, deadline_ns: u64, out: &mut Vec<Completion>) -> io::Result<()> {
         self.take_turn(deadline_ns, out)
+    }
+
+    fn recv_directly(&mut self, out: &mut Vec<Completion>) -> bool {
+        let received = !self.direct.received && self.try_recv(out);
+        self.direct.received |= received;
+        received
     }
 
     fn counters(&self) -> Counters {

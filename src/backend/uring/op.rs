@@ -27,6 +27,8 @@ pub(super) struct Op {
     pub(super) state: State,
     /// The shard does not want it any more: it ends at the next occasion instead of going on.
     pub(super) cancelled: bool,
+    /// The errno that a direct receive has found, which the kernel does not tell twice; 0 if none.
+    pub(super) errno: i32,
     pub(super) work: Work,
 }
 

@@ -45,12 +45,14 @@ pub(super) struct KernelRing {
     resolver: Resolver,
     /// Whether the kernel shows pending completion work in the queue's flags.
     has_taskrun_flag: bool,
+    /// DEFER_TASKRUN: nothing is received for a request but while its owner enters the kernel for that.
+    is_deferred: bool,
 }
 
 impl KernelRing {
     /// Sets up a ring with its buffers and doorbell.
     pub(super) fn open(options: &BackendOptions) -> io::Result<KernelRing> {
-        let (ring, has_taskrun_flag) = set_up(options.ring_entries.next_power_of_two().clamp(4, 4096))?;
+        let (ring, has_taskrun_flag, is_deferred) = set_up(options.ring_entries.next_power_of_two().clamp(4, 4096))?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
@@ -59,7 +61,7 @@ impl KernelRing {
             rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)?;
         let bell = Arc::new(Bell { event, rung: AtomicBool::new(false) });
         let resolver = Resolver::new(Waker::from(Arc::clone(&bell)));
-        Ok(KernelRing { ring, buffers, bell, resolver, has_taskrun_flag })
+        Ok(KernelRing { ring, buffers, bell, resolver, has_taskrun_flag, is_deferred })
     }
 
     fn entry(&self, request: Request) -> squeue::Entry {
@@ -89,8 +91,8 @@ impl KernelRing {
     }
 }
 
-/// The best ring that this kernel gives, and whether it has TASKRUN_FLAG.
-fn set_up(mut entries: u32) -> io::Result<(IoUring, bool)> {
+/// The best ring that this kernel gives, and whether it has TASKRUN_FLAG and DEFER_TASKRUN.
+fn set_up(mut entries: u32) -> io::Result<(IoUring, bool, bool)> {
     let mut rung = 0;
     // Bounded: each round goes down one rung or halves the entries.
     loop {
@@ -104,7 +106,7 @@ fn set_up(mut entries: u32) -> io::Result<(IoUring, bool)> {
             builder.setup_no_sqarray();
         }
         match builder.build(entries) {
-            Ok(ring) => return Ok((ring, true)),
+            Ok(ring) => return Ok((ring, true, rung <= 1)),
             Err(error) => match error.raw_os_error() {
                 // 6.6 has NO_SQARRAY, 6.1 DEFER_TASKRUN, 5.19 the others; multishot receive needs 6.0 anyway.
                 Some(libc::EINVAL) if rung < 2 => rung += 1,
@@ -226,6 +228,17 @@ impl Ring for KernelRing {
     fn send_now(&mut self, socket: &OsSocket, bytes: &[u8]) -> usize {
         // What is wrong is said by the request that comes instead.
         socket.inner().send_with_flags(bytes, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL).unwrap_or(0)
+    }
+
+    fn recv_now(&mut self, socket: &OsSocket, into: &mut [u8]) -> i32 {
+        if !self.is_deferred {
+            return 0;
+        }
+        match rustix::net::recv(socket.inner(), into, rustix::net::RecvFlags::DONTWAIT) {
+            Ok((len, _)) => len as i32,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
+            Err(error) => -error.raw_os_error(),
+        }
     }
 
     fn shutdown(&self, socket: &OsSocket) {

@@ -509,6 +509,16 @@ impl Ring for SimRing {
         network.write(id, std::iter::once(bytes)).unwrap_or(0)
     }
 
+    fn recv_now(&mut self, socket: &SimSocket, into: &mut [u8]) -> i32 {
+        if !self.late.is_empty() || !self.completions.is_empty() {
+            return 0;
+        }
+        let Some(id) = self.thing(socket.descriptor) else { return 0 };
+        let mut network = self.network.borrow_mut();
+        let result = if network.is_readable(id) { said(network.read(id, into)) } else { None };
+        result.unwrap_or(0)
+    }
+
     fn shutdown(&self, socket: &SimSocket) {
         if let Some(id) = self.thing(socket.descriptor) {
             self.network.borrow_mut().shutdown(id);

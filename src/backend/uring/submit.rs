@@ -68,13 +68,14 @@ impl<R: Ring> Uring<R> {
     }
 
     /// One short send, and nothing else to visit the kernel for: a direct call is cheaper than a request with its completion. What does
-    /// not fit at once goes on as a request.
+    /// not fit at once goes on as a request. Who has just received directly answers first, and enters the kernel for what that left
+    /// behind while the peer is at work.
     pub(super) fn send_directly(&mut self) {
         let (Some(&Queued::Op(key)), 1) = (self.queue.front(), self.queue.len()) else { return };
         let Op { conn, cancelled: false, work: Work::Send(sending), .. } = &self.ops[key] else { return };
         let ([bytes], 0) = (&sending.slices[..], sending.sent) else { return };
         let Some(socket) = &self.conns[*conn].socket else { return };
-        if bytes.len() > DIRECT_BYTES_MAX || self.ring.needs_enter() {
+        if bytes.len() > DIRECT_BYTES_MAX || self.ring.needs_enter() && !self.direct.received {
             return;
         }
         self.counters.syscalls += 1;

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::{MS, World};
 use crate::backend::sim::Fault;
-use crate::shard::{DeliveryGuarantee, DisconnectReason, DropCause, Event, Turn};
+use crate::shard::{DeliveryGuarantee, DisconnectReason, DropCause, Event, Turn, Wait};
 use crate::simulation::checks;
 use crate::simulation::handle::Driver;
 use crate::simulation::node::{Kind, SimShard, SimSocket};
@@ -146,7 +146,7 @@ impl World {
         }
         self.turns += 1;
         self.common.network.borrow_mut().begin_turn(*seat);
-        let result = shard.turn(!idle, u64::MAX);
+        let result = shard.turn(if idle { Wait::Spin } else { Wait::Until(u64::MAX) });
         let mut network = self.common.network.borrow_mut();
         match result {
             Ok(Turn::Stopped) => *stopped = true,
