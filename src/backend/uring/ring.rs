@@ -231,7 +231,7 @@ impl Ring for KernelRing {
     }
 
     fn recv_now(&mut self, socket: &OsSocket, into: &mut [u8]) -> i32 {
-        if !self.is_deferred {
+        if !self.is_deferred || self.has_overflowed() || !self.ring.completion().is_empty() {
             return 0;
         }
         match rustix::net::recv(socket.inner(), into, rustix::net::RecvFlags::DONTWAIT) {

@@ -82,8 +82,8 @@ pub(super) trait Ring {
     /// Sends as much as fits at once, by a call of its own; nothing where that is of no use now.
     fn send_now(&mut self, socket: &Self::Socket, bytes: &[u8]) -> usize;
 
-    /// Receives what is there at once, by a call of its own: how many bytes, 0 if there are none, or a negated errno. To be called
-    /// when all completions have been reaped; 0 where there may be others all the same, which it would overtake.
+    /// Receives what is there at once, by a call of its own: how many bytes, 0 if there are none, or a negated errno. 0 as well
+    /// where it could overtake a completion: one that was not reaped, or one that comes by itself.
     fn recv_now(&mut self, socket: &Self::Socket, into: &mut [u8]) -> i32;
 
     /// Closes the write side.

@@ -65,10 +65,10 @@ impl<R: Ring> Uring<R> {
     }
 
     /// See `Backend::recv_directly`. Order is kept because the kernel receives for requests only while it is entered: what the last
-    /// visit brought has been reaped, and what comes now is newer. The request that waits for the same bytes finds none.
+    /// visit brought has been reaped (or the ring gives nothing), and what comes now is newer. The request that waits for the same
+    /// bytes finds none.
     pub(super) fn try_recv(&mut self, out: &mut Vec<Completion>) -> bool {
-        let comes_first = self.is_draining || !self.queue.is_empty() || !self.hungry.is_empty();
-        if comes_first || self.ring.has_overflowed() || self.reap().is_err() || !self.ready.is_empty() {
+        if self.is_draining || !self.queue.is_empty() || !self.hungry.is_empty() || !self.ready.is_empty() {
             return false;
         }
         let Some((key, serial)) = self.direct.last else { return false };
