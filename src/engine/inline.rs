@@ -97,6 +97,16 @@ impl InlineEngine {
         let _ = self.step(|shard| shard.flush(id));
     }
 
+    /// How far an application is ahead of all of a socket's links, see [`Shard::ahead_bytes`].
+    pub(crate) fn ahead_bytes(&self, id: SocketId) -> u64 {
+        // The world of a simulation waits, nobody else.
+        #[cfg(any(test, feature = "simulation"))]
+        if self.inner.simulated {
+            return 0;
+        }
+        self.inner.shard.try_borrow().map_or(0, |shard| shard.ahead_bytes(id))
+    }
+
     /// Whether the caller has been called by the shard: by way of a log line, or of a payload that was dropped.
     fn is_within(&self) -> bool {
         self.inner.shard.try_borrow().is_err()

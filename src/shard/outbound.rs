@@ -73,6 +73,16 @@ impl Shard {
         }
     }
 
+    /// Bytes at the end of a socket's log that have gone to no link, or into no lane, as of its last flush, for each link; 0 while
+    /// there is none.
+    pub(crate) fn ahead_bytes(&self, id: SocketId) -> u64 {
+        let Some(socket) = self.sockets.get(id.index()).and_then(Option::as_ref) else { return 0 };
+        let reached = |key: &LinkKey| self.links.get(key.slot as usize).map(|link| link.reached().position());
+        let Some(furthest) = socket.links.iter().filter_map(reached).max() else { return 0 };
+        let furthest = socket.hub.as_ref().map_or(furthest, |hub| hub.intake.position());
+        socket.visible.position().saturating_sub(furthest) / socket.links.len() as u64
+    }
+
     fn pump_all(&mut self, id: SocketId) {
         let Some(socket) = self.socket(id) else { return };
         let n = socket.links.len();
