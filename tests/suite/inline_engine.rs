@@ -21,6 +21,7 @@ backend_tests!([
     sending_only_appends,
     much_unsent_goes_out_by_itself,
     a_full_log_drives_the_engine,
+    who_is_ahead_of_a_peer_that_takes_nothing_goes_on,
     a_send_behind_mail_that_is_not_due_sleeps,
     a_send_that_conflation_cannot_help_sleeps,
     poll_waits_as_long_as_asked,
@@ -205,6 +206,38 @@ fn a_full_log_drives_the_engine(backend: Backend) {
 
 /// While nobody is there, what was sent by identity behind a full log is not due, and no reason for a `send` that waits for room to
 /// look again and again.
+/// A sender waits a little for peers that fall behind, not for one that has stopped.
+fn who_is_ahead_of_a_peer_that_takes_nothing_goes_on(backend: Backend) {
+    const COUNT: u64 = 1_000;
+    let padding = pattern(16 * 1024);
+    let message = |value| [&number(value)[..], &padding].concat();
+    let (ours, theirs) = (engine(backend), engine(backend));
+    for mode in [Publish, RoundRobin] {
+        let (sender, receiver) = (socket(&ours, mode), socket(&theirs, mode));
+        receiver.connect(sender.bind("127.0.0.1:0").expect("bound")).expect("connecting");
+        let mut ready = Vec::new();
+        while sender.peers().is_empty() || receiver.peers().is_empty() {
+            for engine in [&ours, &theirs] {
+                engine.poll(Some(Duration::from_millis(1)), &mut ready).expect("driven");
+            }
+        }
+        // From here on the other end does nothing, and most of this is still in the log at the end.
+        (0..COUNT).for_each(|value| sender.send(&message(value)).expect("sent"));
+        assert!(sender.stats().messages_delivered < COUNT, "the kernel has taken it all");
+        for value in 0..COUNT {
+            let until = Instant::now() + PATIENCE;
+            let received = loop {
+                match receiver.recv(Some(Duration::from_millis(1))) {
+                    Ok(received) => break received,
+                    Err(_) => ours.poll(Some(Duration::ZERO), &mut ready).expect("driven"),
+                }
+                assert!(Instant::now() < until, "message {value} did not come");
+            };
+            assert!(received == message(value), "not message {value}");
+        }
+    }
+}
+
 fn a_send_behind_mail_that_is_not_due_sleeps(backend: Backend) {
     let engine = engine(backend);
     let builder = aiomsg_uring::Socket::builder().send_mode(RoundRobin).delivery_guarantee(AtLeastOnce);
