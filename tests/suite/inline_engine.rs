@@ -222,7 +222,7 @@ fn who_is_ahead_of_a_peer_that_takes_nothing_goes_on(backend: Backend) {
             }
         }
         // From here on the other end does nothing, and most of this is still in the log at the end.
-        (0..COUNT).for_each(|value| sender.send(&message(value)).expect("sent"));
+        (0..COUNT).for_each(|value| sender.send(&message(value)[..]).expect("sent"));
         assert!(sender.stats().messages_delivered < COUNT, "the kernel has taken it all");
         for value in 0..COUNT {
             let until = Instant::now() + PATIENCE;
