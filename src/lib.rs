@@ -19,6 +19,7 @@ mod backend;
 #[cfg(feature = "bench-internals")]
 #[doc(hidden)]
 pub mod bench_support;
+mod copy;
 mod engine;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

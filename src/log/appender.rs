@@ -11,6 +11,7 @@ use super::chunk::{Block, Chunk, Writer};
 use super::list::Shared;
 use super::sync::Arc;
 use super::{Cursor, Full, Handle};
+use crate::copy;
 use bytes::Bytes;
 
 /// Longest head of a frame, bytes: far more than a length, a type and a message id.
@@ -151,7 +152,7 @@ impl Appender {
         }
         // Room first, copy then: a large payload is not copied in vain, and not under the lock.
         let block = self.reserve(H, payload.len())?;
-        self.put_payload(block, head, Bytes::copy_from_slice(payload));
+        self.put_payload(block, head, copy::owned(payload));
         Ok(())
     }
 

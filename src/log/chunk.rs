@@ -21,6 +21,7 @@
 #![allow(unsafe_code)]
 
 use super::sync::{Arc, AtomicU64, Ordering, Watch};
+use crate::copy;
 use bytes::Bytes;
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
@@ -259,6 +260,18 @@ impl AsRef<[u8]> for BlockSlice {
     }
 }
 
+/// # Safety
+/// `to` is valid for writes of as many bytes as `payload` has, and does not overlap it.
+unsafe fn copy_large(payload: &[u8], mut to: *mut u8) {
+    for piece in copy::pieces(payload, to) {
+        // SAFETY: the pieces together are as long as `payload`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(piece.as_ptr(), to, piece.len());
+            to = to.add(piece.len());
+        }
+    }
+}
+
 /// The right to write the remainder of a block.
 pub(super) struct Rest {
     block: Option<Arc<Block>>,
@@ -344,7 +357,10 @@ impl Writer {
         unsafe {
             let to = self.start.as_ptr().add(self.len as usize);
             std::ptr::copy_nonoverlapping(head.as_ptr(), to, H);
-            std::ptr::copy_nonoverlapping(payload.as_ptr(), to.add(H), payload.len());
+            match payload.len() < copy::LARGE_BYTES {
+                true => std::ptr::copy_nonoverlapping(payload.as_ptr(), to.add(H), payload.len()),
+                false => copy_large(payload, to.add(H)),
+            }
         }
         self.publish(bytes, frames);
         true

@@ -24,6 +24,7 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 
 use super::frame::{self, DATA_HEAD_BYTES, LENGTH_BYTES, MSG_ID_BYTES, MSG_ID_LENGTH, MsgId, kind};
+use crate::copy;
 
 /// Bytes that a carry may have free although fewer have arrived.
 const CARRY_MIN: usize = 4 * 1024;
@@ -296,7 +297,7 @@ impl Deframer {
                 self.carry.reserve(capacity - self.carry.len());
             }
         }
-        self.carry.extend_from_slice(bytes);
+        copy::extend(&mut self.carry, bytes);
     }
 
     /// Forgets the frame in progress and returns what was kept of it.

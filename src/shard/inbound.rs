@@ -9,6 +9,7 @@ use std::ops::Range;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::backend::{Lease, Slabs};
+use crate::copy;
 use crate::protocol::{self, Identity, MsgId};
 use crate::shard::{AckMode, LinkKey, SocketShared};
 
@@ -43,7 +44,7 @@ impl HandOver {
         if self.block.capacity() - self.block.len() < piece.len() {
             self.block.reserve(piece.len().max(COPY_BLOCK_BYTES));
         }
-        self.block.extend_from_slice(piece);
+        copy::extend(&mut self.block, piece);
         self.block.split().freeze()
     }
 }

@@ -14,6 +14,7 @@ use super::link::Link;
 use super::outlet::{Letter, frame_len};
 use super::shared::report;
 use super::{DeliveryGuarantee, DropCause, Event, LinkKey, Shard, ShardSocket, SocketId, Timer};
+use crate::copy;
 use crate::log::{Cursor, Frame};
 use crate::protocol::Identity;
 use crate::sabotage::{Bug, planted};
@@ -164,7 +165,7 @@ pub(super) fn lane_of(link: &mut Link) -> &mut Lane {
 /// A frame in memory of its own.
 pub(super) fn whole(frame: Frame<'_>) -> Bytes {
     match frame {
-        Frame::Whole(frame) => Bytes::copy_from_slice(frame),
+        Frame::Whole(frame) => copy::owned(frame),
         Frame::Split { head, payload } => [head, payload].concat().into(),
     }
 }

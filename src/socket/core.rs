@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::error::{RecvError, SendError, TryRecvError, TrySendError};
 use super::key::Key;
 use super::payload::{Batch, Payload};
+use crate::copy;
 use crate::log::Full;
 use crate::protocol::Identity;
 use crate::sabotage::{Bug, planted};
@@ -98,7 +99,7 @@ pub(super) fn offer_keyed<'a>(
             outlet.put_keyed(values, key, bytes).map_err(|refusal| (refusal, Payload::Borrowed(bytes)))
         }
         // One copy for both, the log and the table.
-        Payload::Borrowed(bytes) => put_shared(outlet, values, key, Bytes::copy_from_slice(bytes)),
+        Payload::Borrowed(bytes) => put_shared(outlet, values, key, copy::owned(bytes)),
         Payload::Owned(bytes) => put_shared(outlet, values, key, bytes),
     };
     result.map_err(|(refusal, payload)| match refusal {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_sink::Sink;
 
 use super::{Payload, SendError, Socket, TrySendError};
+use crate::copy;
 use crate::queue::Listener;
 
 /// A `Sink` of messages for whoever the socket's send mode says. See [`Socket::sink`].
@@ -34,7 +35,7 @@ impl<'a> MessageSink<'a> {
                 Ok(())
             }
             Err(TrySendError::Full(Payload::Borrowed(message))) => {
-                self.waiting = Some(Bytes::copy_from_slice(message));
+                self.waiting = Some(copy::owned(message));
                 Ok(())
             }
             Err(TrySendError::Never(error)) => Err(error),

@@ -1,6 +1,8 @@
 //! The lock-free pieces of the library with their models, compiled from the library's own files with loom's atomics. Run by
 //! `tests/loom/run`; the models stand beside what they are models of.
 
+#[path = "../../../src/copy.rs"]
+pub(crate) mod copy;
 #[path = "../../../src/log/mod.rs"]
 pub(crate) mod log;
 #[path = "../../../src/queue/mod.rs"]
