@@ -13,7 +13,7 @@
 //!   |-- backend     completion-shaped I/O: uring or poll
 //! ```
 //!
-//! A row imports only from rows below it; the five lowest do not know each other and meet in `shard`.
+//! A row imports only from rows below it; the five lowest do not know each other and meet in `shard`. `copy` is in no row.
 
 mod backend;
 #[cfg(feature = "bench-internals")]
